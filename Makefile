@@ -1,0 +1,57 @@
+# Every target makes the virtual environment itself when it is missing. `make` alone prints this help.
+PYTHON ?= python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PROTOS := $(wildcard proto/benchfleet/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format types proto proto-check bench bench-timing clean
+
+help:  ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[agent,controller]" --group dev
+	@touch $@
+
+demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, a real model, a comparison
+	$(BIN)/benchfleet demo
+
+test: .venv/.ready  ## all tests that need no more than a few minutes, on the real Foundry Local runtime
+	$(BIN)/python -m pytest -m "not slow and not live"
+
+test-all: .venv/.ready  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -m "not live"
+
+lint: .venv/.ready  ## ruff, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: .venv/.ready  ## let ruff format and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: .venv/.ready  ## mypy strict for Linux, Windows and macOS
+	$(BIN)/mypy --platform linux
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
+
+proto: .venv/.ready  ## generate Python from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto $(PROTOS)
+
+proto-check: proto  ## the checked-in generated code is what the .proto files say, and they are well-formed
+	git diff --exit-code -- proto
+	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+bench: bench-timing  ## all of the program's own benchmarks
+
+bench-timing: .venv/.ready  ## how true our time stamps are, against the plain openai client
+	$(BIN)/python benchmarks/timing.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,19 @@
+"""The load process: sends a round's requests to a runtime and takes every timestamp.
+
+It is a process of its own so that neither sampling nor gRPC nor fsync disturbs the timestamps
+(``python -m benchfleet_agent.load``, see `benchfleet_agent.load.__main__` for its protocol). The agent's side
+needs `benchfleet_agent.load.record` only, which imports no client library.
+
+==================  ============================================================================================
+``record``          `RequestRecord`: one request with all its moments; the words both sides share
+``settings``        what ``open`` and ``round`` may say, validated
+``accounting``      pure: chunks and stamps in, moments, token counts and a verdict out
+``http_errors``     pure: an HTTP status and its body → a reason
+``kernel_clock``    pure: kernel receive stamps → the perf_counter clock
+``counting``        a tokenizer, when the server does not count
+``wire``            the socket: stamps, deadlines, connections made before they are needed
+``transport``       the wire as an httpx2 transport over httpcore2's public connection pool
+``client``          the only module that imports ``openai``
+``requester``       one request: client, wire and accounting brought together
+==================  ============================================================================================
+"""

@@ -1,0 +1,53 @@
+"""What an HTTP error means: status and body in, a reason and a message for people out. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from benchfleet.failures import Failure, Reason
+
+_EXCERPT_LENGTH = 400
+# OpenAI: context_length_exceeded; Foundry Local: "exceeds the model's maximum context length" (400, earlier 500);
+# llama.cpp: "exceeds the available context size"; vLLM: "maximum context length is"; others: "context window".
+_OVERFLOW = re.compile(r"context[ _]?(length|size|window)|exceed_context|maximum context|prompt is too long", re.I)
+_NOT_LOADED = re.compile(r"not loaded|must be loaded", re.I)
+_OVERFLOW_STATUSES = frozenset({400, 413, 422, 500})
+
+
+def http_failure(status: int, body: str, location: str | None = None) -> Failure:
+    """The failure behind a response that is no success (redirects are never followed)."""
+    said = error_message(body)
+    words = f"HTTP {status}" + (f": {said}" if said else "")
+    if 300 <= status < 400:
+        target = f" to {location}" if location else ""
+        return Failure(Reason.REDIRECTED, f"HTTP {status} redirects{target}; name that address as the endpoint")
+    if status == 429:
+        return Failure(Reason.RATE_LIMITED, f"{words} (lower the concurrency or wait)")
+    if status in _OVERFLOW_STATUSES and _OVERFLOW.search(body):
+        return Failure(Reason.CONTEXT_OVERFLOW, f"{words} (shorten the prompt or lower max_tokens)")
+    if status == 404 and "model" in body.lower():
+        return Failure(Reason.MODEL_NOT_FOUND, words)
+    if status == 400 and _NOT_LOADED.search(body):
+        return Failure(Reason.NOT_LOADED, words)
+    return Failure(Reason.HTTP_ERROR, words)
+
+
+def error_message(body: str) -> str:
+    """The server's own words: ``error.message``, ``message``, ``detail`` or ``error`` of a JSON body, else the body."""
+    try:
+        said = describe_error(json.loads(body))
+    except ValueError:
+        said = body
+    return " ".join(said.split())[:_EXCERPT_LENGTH]
+
+
+def describe_error(error: Any) -> str:
+    """The text inside an error object, however the server nests it."""
+    while isinstance(error, dict):
+        inner = next((error[name] for name in ("error", "message", "detail") if error.get(name)), None)
+        if inner is None:
+            return json.dumps(error)
+        error = inner
+    return error if isinstance(error, str) else json.dumps(error)

@@ -1,0 +1,187 @@
+"""The load process's inside: commands in, events out, one round at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import platform
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+from benchfleet.failures import Reason, WorkFailed
+
+from benchfleet_agent.child import Protocol
+from benchfleet_agent.load.counting import load_tokenizer
+from benchfleet_agent.load.record import StampSource
+from benchfleet_agent.load.settings import LoadSettings, RequestSpec
+
+if TYPE_CHECKING:
+    from benchfleet_agent.load.client import Client
+    from benchfleet_agent.load.requester import Requester
+
+LAST_LINE_S = 5.0
+"""How long the end waits for the line that is being written; a parent that reads nothing cannot hold us longer."""
+
+
+class Events:
+    """The way out: whole lines only, and none once closed."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def send(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write one event, unless the end has come."""
+        with self._lock:
+            if not self._closed:
+                self._protocol.send(event, **fields)
+
+    def close(self) -> None:
+        """Let the line being written be finished and write no other."""
+        if self._lock.acquire(timeout=LAST_LINE_S):
+            self._closed = True
+            self._lock.release()
+
+
+class Service:
+    """Carries out commands, one after the other."""
+
+    def __init__(self, events: Events, *, kernel: bool = True) -> None:
+        self._events = events
+        self._kernel_wanted = kernel
+        self._clients: list[Client] = []
+        self._requesters: list[Requester] = []
+
+    def handle(self, command: Mapping[str, Any]) -> None:
+        """Carry out one command; what cannot be done is answered with ``failed``."""
+        name = command.get("do")
+        try:
+            if name == "open":
+                self._open(LoadSettings.from_dict(command))
+            elif name == "round":
+                self._round(command)
+            else:
+                raise WorkFailed(Reason.INVALID_SPEC, f"unknown command {name!r}; there are open, round and close")
+        except WorkFailed as error:
+            reason, message = error.failure.reason, error.failure.message
+            self._events.send("failed", {"command": name, "reason": reason, "message": message})
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            message = f"{type(error).__name__}: {error}"
+            self._events.send("failed", {"command": name, "reason": Reason.INTERNAL, "message": message})
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            with contextlib.suppress(Exception):
+                client.close()
+        self._clients, self._requesters = [], []
+
+    def _open(self, settings: LoadSettings) -> None:
+        forget_environment()
+        try:
+            from benchfleet_agent.load.client import Client, tls_context, versions
+            from benchfleet_agent.load.requester import Requester
+            from benchfleet_agent.load.wire import kernel_stamps_possible
+        except ImportError as error:
+            message = f"the load process needs the package openai: pip install 'benchfleet[agent]' ({error})"
+            raise WorkFailed(Reason.UNSUPPORTED, message) from None
+        self.close()
+        count = load_tokenizer(settings.tokenizer_path) if settings.tokenizer_path else None
+        context = tls_context(settings)
+        kernel = self._kernel_wanted and context is None and kernel_stamps_possible()
+        self._clients = [Client(settings, kernel=kernel, ssl_context=context) for _ in range(settings.concurrency)]
+        self._requesters = [Requester(settings, client, count) for client in self._clients]
+        self._events.send(
+            "opened",
+            {
+                "pid": os.getpid(),
+                "versions": {"python": platform.python_version(), **versions()},
+                "stamp_source": StampSource.KERNEL if kernel else StampSource.SOCKET,
+            },
+        )
+
+    def _round(self, command: Mapping[str, Any]) -> None:
+        round_id = command.get("round_id")
+        requests = command.get("requests")
+        if not isinstance(round_id, str) or not isinstance(requests, list):
+            raise WorkFailed(Reason.INVALID_SPEC, "a round needs a round_id and a list of requests")
+        if not self._requesters:
+            raise WorkFailed(Reason.INVALID_SPEC, "open comes before round")
+        waiting = deque(RequestSpec.from_dict(request) for request in requests)
+        workers = self._requesters[: max(1, len(waiting))]
+        connect_all(workers)
+        # A full collection among many live objects stops the process for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            start_ns, start_cpu_ns = perf_counter_ns(), time.process_time_ns()
+            run_all([threading.Thread(target=self._work, args=(worker, waiting, round_id)) for worker in workers])
+            end_ns, end_cpu_ns = perf_counter_ns(), time.process_time_ns()
+        finally:
+            gc.enable()
+            gc.unfreeze()
+        self._events.send(
+            "round_finished",
+            {
+                "round_id": round_id,
+                "start_ns": start_ns,
+                "end_ns": end_ns,
+                "cpu_ns": end_cpu_ns - start_cpu_ns,
+                "rss_bytes": resident_bytes(),
+            },
+        )
+
+    def _work(self, worker: Requester, waiting: deque[RequestSpec], round_id: str) -> None:
+        """One worker of the closed loop: the next request as soon as the last one is finished and told."""
+        while True:
+            try:
+                spec = waiting.popleft()
+            except IndexError:
+                return
+            record = worker.perform(spec)
+            self._events.send("request", {"round_id": round_id, **record.to_dict()})
+
+
+def connect_all(workers: list[Requester]) -> None:
+    """Have every connection before the clock starts; a server that refuses is found out by the first request."""
+
+    def connect(worker: Requester) -> None:
+        with contextlib.suppress(Exception):
+            worker.connect()
+
+    run_all([threading.Thread(target=connect, args=(worker,)) for worker in workers])
+
+
+def run_all(threads: list[threading.Thread]) -> None:
+    """Run threads to their end; as daemons, so that the end of the process waits for no server."""
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def forget_environment() -> None:
+    """Drop ``OPENAI_*`` variables: a measurement depends on what ``open`` says and on nothing else."""
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        del os.environ[name]
+
+
+def resident_bytes() -> int | None:
+    """This process's resident memory now; None where only a library could tell (the agent samples it by pid)."""
+    if sys.platform != "linux":
+        return None
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

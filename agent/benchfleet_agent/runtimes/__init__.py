@@ -1,0 +1,121 @@
+"""What serves models: one file per runtime, one small interface, a registry by name.
+
+A `Runtime` lives as long as the agent and answers questions; a `Session` lives for one case and holds
+the model. Failures are `benchfleet.failures.WorkFailed` with a reason from the closed list. A runtime
+whose library is missing describes itself as unavailable and never harms the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Progress = Callable[[str, float | None], None]
+"""Called with a message for people and the fraction done (0 to 1, None when unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One variant a runtime can serve. None: the runtime does not say."""
+
+    alias: str
+    variant: str
+    device: str | None = None
+    """``cpu``, ``gpu`` or ``npu``."""
+    execution_provider: str | None = None
+    size_bytes: int | None = None
+    license: str | None = None
+    context_length: int | None = None
+    capabilities: tuple[str, ...] = ()
+    cached: bool | None = None
+    loaded: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeDescription:
+    """What a host's inventory says of a runtime."""
+
+    name: str
+    available: bool
+    reason: str | None = None
+    """Why it is not available, and what would make it so."""
+    version: str | None = None
+    components: dict[str, str] = field(default_factory=dict)
+    """Versions of the parts, e.g. ``{"onnxruntime": "1.31.0"}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the load process sends requests."""
+
+    base_url: str
+    model: str
+    """The name the server wants in the request's ``model`` field."""
+    api_key: str = field(default="not-needed", repr=False)
+    remote: bool = False
+    """Not on the agent's host: no process metrics, and latencies include the network."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready: what loading took, and what the runtime says it runs on."""
+
+    load_ns: int | None
+    """Duration of the load call; None when the runtime loads on the first request."""
+    execution_provider: str | None
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a case's runtime may run. Empty: anywhere."""
+
+    cpus: tuple[int, ...] = ()
+    """Logical processors the runtime is pinned to (Linux and Windows)."""
+
+
+class Session(Protocol):
+    """One model in one case. Called by one thread; `kill` may come from another."""
+
+    def prepare(self, progress: Progress) -> None:
+        """Make the model present on the host (download or build). May take minutes."""
+
+    def load(self, timeout_s: float) -> Loaded:
+        """Load and serve the model; on ``load_timeout`` the session is killed."""
+
+    def process_ids(self) -> tuple[int, ...]:
+        """Roots of the process trees that hold the model; empty when unknown or remote."""
+
+    def check(self) -> None:
+        """Raise `WorkFailed` (``runtime_crashed``) when the runtime is gone, saying how it ended."""
+
+    def unload(self, timeout_s: float) -> int | None:
+        """Unload the model; its duration in ns, or None when the runtime cannot."""
+
+    def close(self, timeout_s: float) -> None:
+        """Stop whatever the session started; kill it past the deadline. Never raises; idempotent."""
+
+    def kill(self) -> None:
+        """End it now. Never raises; idempotent."""
+
+
+class Runtime(Protocol):
+    """Something that serves models on this host."""
+
+    name: str
+
+    def describe(self) -> RuntimeDescription:
+        """Say what it is, without starting anything heavy."""
+
+    def models(self) -> list[Model]:
+        """All variants it could serve."""
+
+    def resolve(self, model: str, device: str | None) -> Model:
+        """Pin an alias or a variant id (and a device, if given) to one variant.
+
+        Raises `WorkFailed` ``model_not_found`` and names the near ones.
+        """
+
+    def open(self, model: Model, placement: Placement) -> Session:
+        """A session for one case; starts no process before `Session.prepare`."""

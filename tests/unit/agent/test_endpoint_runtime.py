@@ -1,0 +1,248 @@
+"""The endpoint runtime without a socket: its opener is replaced by one that answers from memory."""
+
+from __future__ import annotations
+
+import email.message
+import io
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from benchfleet.failures import Reason, WorkFailed
+
+from benchfleet_agent.runtimes import Model, Placement
+from benchfleet_agent.runtimes.endpoint import (
+    API_KEY_VARIABLE,
+    EndpointRuntime,
+    EndpointSettings,
+    is_remote,
+    normalise_url,
+)
+
+Answer = bytes | Exception
+
+
+class MemoryOpener:
+    """Stands in for urllib's opener."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.requests: list[urllib.request.Request] = []
+
+    def open(self, request: urllib.request.Request, timeout: float) -> Any:
+        """Answer from memory."""
+        assert timeout > 0
+        self.requests.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return io.BytesIO(self.answer)
+
+
+def listing(*ids: str) -> bytes:
+    return json.dumps({"object": "list", "data": [{"id": name} for name in ids]}).encode()
+
+
+def runtime_with(answer: Answer, url: str = "http://127.0.0.1:8080", **settings: Any) -> EndpointRuntime:
+    runtime = EndpointRuntime(EndpointSettings(url, **settings))
+    runtime._opener = MemoryOpener(answer)  # type: ignore[assignment]
+    return runtime
+
+
+def opener_of(runtime: EndpointRuntime) -> MemoryOpener:
+    opener: Any = runtime._opener
+    assert isinstance(opener, MemoryOpener)
+    return opener
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/v1"),
+        ("http://127.0.0.1:8080/", "http://127.0.0.1:8080/v1"),
+        (" http://host:1/v1/ ", "http://host:1/v1"),
+        ("http://host:1/api/v0", "http://host:1/api/v0"),
+        ("http://host:1/catalogs/local/v1", "http://host:1/catalogs/local/v1"),
+        ("https://host/openai", "https://host/openai/v1"),
+        ("localhost:11434", "http://localhost:11434/v1"),
+        ("http://[::1]:9", "http://[::1]:9/v1"),
+    ],
+)
+def test_v1_is_appended_when_missing(url: str, expected: str) -> None:
+    assert normalise_url(url) == expected
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host", "http://", "http://host:port", "http://h/?a=b", "http://[::1"])
+def test_a_malformed_url_is_an_invalid_spec(url: str) -> None:
+    with pytest.raises(WorkFailed) as caught:
+        normalise_url(url)
+    assert caught.value.failure.reason is Reason.INVALID_SPEC
+
+
+def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(WorkFailed) as caught:
+        normalise_url("http://user:hunter2@host")
+    assert caught.value.failure.reason is Reason.INVALID_SPEC
+    assert "hunter2" not in caught.value.failure.message
+
+
+@pytest.mark.parametrize(
+    ("url", "remote"),
+    [
+        ("http://127.0.0.1/v1", False),
+        ("http://127.8.9.1/v1", False),
+        ("http://localhost:5/v1", False),
+        ("http://box.localhost/v1", False),
+        ("http://[::1]:5/v1", False),
+        ("http://192.168.1.5/v1", True),
+        ("http://windows-host:5273/v1", True),
+        ("http://localhost.example.org/v1", True),
+    ],
+)
+def test_remote_means_not_loopback(url: str, remote: bool) -> None:
+    assert is_remote(url) is remote
+
+
+def test_the_key_comes_from_the_environment_and_never_shows() -> None:
+    settings = EndpointSettings.from_environment("http://127.0.0.1:1", {API_KEY_VARIABLE: " hunter2\n"})
+    runtime = runtime_with(listing("m"), "http://127.0.0.1:1", api_key=settings.api_key)
+    loaded = runtime.open(runtime.resolve("m", None), Placement()).load(1.0)
+    assert loaded.endpoint.api_key == "hunter2"
+    assert "hunter2" not in repr(settings) + repr(loaded) + repr(runtime)
+    assert opener_of(runtime).requests[0].get_header("Authorization") == "Bearer hunter2"
+
+
+def test_a_key_that_is_no_header_is_refused_and_not_shown() -> None:
+    with pytest.raises(WorkFailed) as caught:
+        EndpointRuntime(EndpointSettings("http://127.0.0.1:1", api_key="hunter2\r\nX: y"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_key_sends_no_authorization() -> None:
+    runtime = runtime_with(listing("m"))
+    runtime.models()
+    (request,) = opener_of(runtime).requests
+    assert request.full_url == "http://127.0.0.1:8080/v1/models"
+    assert not request.has_header("Authorization")
+
+
+def test_loopback_uses_no_proxy_and_nobody_follows_redirects() -> None:
+    here = EndpointRuntime(EndpointSettings("http://127.0.0.1:1"))
+    proxies = [h for h in here._opener.handlers if isinstance(h, urllib.request.ProxyHandler)]  # type: ignore[attr-defined]
+    assert not any(getattr(handler, "proxies", {}) for handler in proxies)
+
+
+def test_models_lists_ids_and_what_the_server_says_of_them() -> None:
+    body = {"data": [{"id": "qwen2.5:0.5b", "max_model_len": 4096}, {"id": "phi-4-mini", "context_length": True}]}
+    models = runtime_with(json.dumps(body).encode()).models()
+    assert models == [
+        Model(alias="qwen2.5", variant="qwen2.5:0.5b", context_length=4096),
+        Model(alias="phi-4-mini", variant="phi-4-mini"),
+    ]
+
+
+def test_an_empty_list_may_be_null() -> None:
+    assert runtime_with(b'{"object":"list","data":null}').models() == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"[]", b'{"data": 3}', b'{"data": [{}]}', b'{"error": "x"}', b"\xff", b"[" * 100_000, b" " * (9 << 20)],
+)
+def test_an_answer_that_is_no_listing_is_a_bad_response(body: bytes) -> None:
+    with pytest.raises(WorkFailed) as caught:
+        runtime_with(body).models()
+    assert caught.value.failure.reason is Reason.BAD_RESPONSE
+    assert "http://127.0.0.1:8080/v1/models" in caught.value.failure.message
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError(ConnectionRefusedError(111, "refused")), TimeoutError("slow")])
+def test_nothing_answering_is_runtime_unavailable(error: Exception) -> None:
+    runtime = runtime_with(error)
+    with pytest.raises(WorkFailed) as caught:
+        runtime.models()
+    assert caught.value.failure.reason is Reason.RUNTIME_UNAVAILABLE
+    assert "start the server" in caught.value.failure.message
+    description = runtime.describe()
+    assert not description.available
+    assert description.reason == caught.value.failure.message
+
+
+@pytest.mark.parametrize(("status", "advice"), [(401, API_KEY_VARIABLE), (307, "redirect"), (404, "OpenAI-compatible")])
+def test_a_refusal_names_the_status_and_the_remedy(status: int, advice: str) -> None:
+    error = urllib.error.HTTPError("http://x", status, "", email.message.Message(), io.BytesIO())
+    with pytest.raises(WorkFailed) as caught:
+        runtime_with(error).models()
+    assert caught.value.failure.reason is Reason.HTTP_ERROR
+    assert str(status) in caught.value.failure.message
+    assert advice in caught.value.failure.message
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("phi-4-mini:2", "phi-4-mini:2"), ("phi-4-mini", "phi-4-mini:2"), ("qwen2.5:7b", "qwen2.5:7b")],
+)
+def test_resolve_takes_an_exact_id_or_the_alias_that_begins_it(name: str, variant: str) -> None:
+    runtime = runtime_with(listing("qwen2.5:7b", "qwen2.5:0.5b", "phi-4-mini:2", "phi-4-minimal:2"))
+    assert runtime.resolve(name, None).variant == variant
+
+
+def test_an_exact_id_wins_over_longer_ones() -> None:
+    assert runtime_with(listing("llama-8b", "llama")).resolve("llama", None).variant == "llama"
+
+
+def test_an_ambiguous_alias_names_the_choices() -> None:
+    with pytest.raises(WorkFailed) as caught:
+        runtime_with(listing("qwen2.5:7b", "qwen2.5:0.5b")).resolve("qwen2.5", None)
+    assert caught.value.failure.reason is Reason.MODEL_NOT_FOUND
+    assert "qwen2.5:7b, qwen2.5:0.5b" in caught.value.failure.message
+
+
+def test_an_unknown_model_suggests_near_names() -> None:
+    with pytest.raises(WorkFailed) as caught:
+        runtime_with(listing("phi-4-mini", "qwen2.5:7b")).resolve("phi4-mini", None)
+    assert caught.value.failure.reason is Reason.MODEL_NOT_FOUND
+    assert "phi-4-mini" in caught.value.failure.message
+
+
+def test_a_server_without_models_says_so() -> None:
+    with pytest.raises(WorkFailed, match="no model at all"):
+        runtime_with(listing()).resolve("x", None)
+
+
+def test_a_device_cannot_be_asked_for() -> None:
+    with pytest.raises(WorkFailed) as caught:
+        runtime_with(listing("m")).resolve("m", "gpu")
+    assert caught.value.failure.reason is Reason.UNSUPPORTED
+
+
+def test_a_foreign_server_cannot_be_pinned() -> None:
+    with pytest.raises(WorkFailed) as caught:
+        runtime_with(listing("m")).open(Model("m", "m"), Placement(cpus=(0,)))
+    assert caught.value.failure.reason is Reason.UNSUPPORTED
+
+
+def test_a_session_loads_nothing_and_is_marked_remote() -> None:
+    runtime = runtime_with(listing("m"), "http://10.0.0.7:8080")
+    session = runtime.open(runtime.resolve("m", None), Placement())
+    session.prepare(lambda message, fraction: None)
+    loaded = session.load(1.0)
+    assert loaded.load_ns is None
+    assert loaded.execution_provider is None
+    assert loaded.endpoint.remote
+    assert (loaded.endpoint.base_url, loaded.endpoint.model) == ("http://10.0.0.7:8080/v1", "m")
+    assert session.process_ids() == ()
+    session.check()
+    assert session.unload(1.0) is None
+    session.close(1.0)
+    session.kill()
+
+
+def test_a_server_that_went_away_is_a_crashed_runtime() -> None:
+    runtime = runtime_with(listing("m"))
+    session = runtime.open(runtime.resolve("m", None), Placement())
+    opener_of(runtime).answer = urllib.error.URLError(ConnectionRefusedError(111, "refused"))
+    with pytest.raises(WorkFailed) as caught:
+        session.check()
+    assert caught.value.failure.reason is Reason.RUNTIME_CRASHED
