@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAXIMUM_HANG_S = 60.0
+FAULTS = ("cut", "reset", "hang", "error", "broken_json", "bad_utf8", "no_object")
 TOKEN = " tok"  # 4 bytes: what an average token of English has
 
 
@@ -150,6 +151,25 @@ def deltas(script: Script) -> list[tuple[float, dict[str, Any]]]:
     return found
 
 
+def last_steps(script: Script, last_ms: float) -> list[Step]:
+    """What follows the tokens: an end, or a fault."""
+    steps = []
+    if script.end in FAULTS:
+        error = event(script, {"error": {"message": script.error, "type": "server_error"}})
+        lines = {"error": error, "broken_json": b'data: {"choices": [\n\n', "no_object": b'data: "just text"\n\n'}
+        lines["bad_utf8"] = b'data: {"a": "\xff"}\n\n'
+        if script.end in lines:
+            steps.append(Step(last_ms, "fault", lines[script.end]))
+    elif script.end != "no_finish":
+        end_ms = last_ms + script.finish_delay_ms
+        steps.append(Step(end_ms, "finish", event(script, chunk({}, script.finish_reason))))
+        if script.usage:
+            steps.append(Step(end_ms, "usage", event(script, chunk(None, usage=usage(script)))))
+        if script.end == "done":
+            steps.append(Step(end_ms, "done", event(script, "[DONE]")))
+    return steps
+
+
 def stream_steps(script: Script) -> list[Step]:
     """Everything a streamed answer writes after its headers, in order."""
     steps: list[Step] = []
@@ -163,8 +183,7 @@ def stream_steps(script: Script) -> list[Step]:
         tokens[0] = (tokens[0][0], {"role": "assistant", **tokens[0][1]})
     if script.comments:
         steps.append(Step(script.role_ms, "comment", b": still working\n\n"))
-    fault = script.end in ("cut", "reset", "hang", "error", "broken_json", "bad_utf8", "no_object")
-    for number, (due_ms, delta) in enumerate(tokens[: script.fault_at] if fault else tokens):
+    for number, (due_ms, delta) in enumerate(tokens[: script.fault_at] if script.end in FAULTS else tokens):
         if script.comments:
             steps.append(Step(due_ms, "comment", b": ping\n\n"))
         data = event(script, chunk(delta))
@@ -176,19 +195,7 @@ def stream_steps(script: Script) -> list[Step]:
             steps[-1] = Step(due_ms, "token", steps[-1].data + data, steps[-1].times + 1)
         else:
             steps.append(Step(due_ms, "token", data))
-    last_ms = steps[-1].due_ms if steps else script.ttft_ms
-    if script.end == "error":
-        steps.append(Step(last_ms, "error", event(script, {"error": {"message": script.error, "type": "server_error"}})))
-    elif script.end in ("broken_json", "bad_utf8", "no_object"):
-        data = {"broken_json": b'data: {"choices": [\n\n', "bad_utf8": b'data: {"a": "\xff"}\n\n'}
-        steps.append(Step(last_ms, "fault", data.get(script.end, b'data: "just text"\n\n')))
-    elif not fault and script.end != "no_finish":
-        end_ms = last_ms + script.finish_delay_ms
-        steps.append(Step(end_ms, "finish", event(script, chunk({}, script.finish_reason))))
-        if script.usage:
-            steps.append(Step(end_ms, "usage", event(script, chunk(None, usage=usage(script)))))
-        if script.end == "done":
-            steps.append(Step(end_ms, "done", event(script, "[DONE]")))
+    steps += last_steps(script, steps[-1].due_ms if steps else script.ttft_ms)
     for step in steps:
         step.data = http_chunk(step.data)
     if script.end not in ("cut", "cut_after_finish", "reset", "hang"):

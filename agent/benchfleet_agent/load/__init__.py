@@ -12,8 +12,10 @@ needs `benchfleet_agent.load.record` only, which imports no client library.
 ``kernel_clock``    pure: kernel receive stamps → the perf_counter clock
 ``counting``        a tokenizer, when the server does not count
 ``wire``            the socket: stamps, deadlines, connections made before they are needed
-``transport``       the wire as an httpx2 transport over httpcore2's public connection pool
+``http_body``       pure: a response body's framing
+``transport``       the wire as an httpx2 transport
 ``client``          the only module that imports ``openai``
 ``requester``       one request: client, wire and accounting brought together
+``process``         a round: workers, events, the garbage collector held still
 ==================  ============================================================================================
 """

@@ -14,7 +14,6 @@ from enum import Enum
 from typing import Any
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-
 from benchfleet_agent.load.counting import CountTokens
 from benchfleet_agent.load.http_errors import describe_error
 from benchfleet_agent.load.record import Accounting, TokensSource

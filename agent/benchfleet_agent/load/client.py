@@ -66,7 +66,7 @@ class Client:
         """Have a connection ready for the exchange. Raises `ConnectionLost`."""
         try:
             self._transport.begin(exchange)
-        except httpx2.ConnectError as error:
+        except OSError as error:
             raise ConnectionLost(str(error)) from error
 
     def stream(self, body: dict[str, object]) -> Iterator[object]:
@@ -102,7 +102,7 @@ def tls_context(settings: LoadSettings) -> ssl.SSLContext | None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides how requests are sent."""
-    return {name: importlib.metadata.version(name) for name in ("openai", "httpx2", "httpcore2", "h11")}
+    return {name: importlib.metadata.version(name) for name in ("openai", "httpx2", "h11")}
 
 
 def _explained(error: Exception) -> Exception:

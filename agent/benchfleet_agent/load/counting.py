@@ -22,7 +22,7 @@ def load_tokenizer(path: str) -> CountTokens:
         raise WorkFailed(Reason.UNSUPPORTED, "tokenizer_path needs the package tokenizers: pip install it") from None
     try:
         tokenizer = library.Tokenizer.from_file(path)
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
         raise WorkFailed(Reason.INVALID_SPEC, f"{path} is no tokenizer.json: {error}") from None
 
     def count(text: str) -> int:

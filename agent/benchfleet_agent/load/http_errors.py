@@ -11,8 +11,10 @@ from benchfleet.failures import Failure, Reason
 _EXCERPT_LENGTH = 400
 # OpenAI: context_length_exceeded; Foundry Local: "exceeds the model's maximum context length" (400, earlier 500);
 # llama.cpp: "exceeds the available context size"; vLLM: "maximum context length is"; others: "context window".
-_OVERFLOW = re.compile(r"context[ _]?(length|size|window)|exceed_context|maximum context|prompt is too long", re.I)
-_NOT_LOADED = re.compile(r"not loaded|must be loaded", re.I)
+_OVERFLOW = re.compile(
+    r"context[ _]?(length|size|window)|exceed_context|maximum context|prompt is too long", re.IGNORECASE
+)
+_NOT_LOADED = re.compile(r"not loaded|must be loaded", re.IGNORECASE)
 _OVERFLOW_STATUSES = frozenset({400, 413, 422, 500})
 
 

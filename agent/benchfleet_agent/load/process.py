@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from benchfleet.failures import Reason, WorkFailed
-
 from benchfleet_agent.child import Protocol
 from benchfleet_agent.load.counting import load_tokenizer
 from benchfleet_agent.load.record import StampSource
@@ -72,7 +72,7 @@ class Service:
         except WorkFailed as error:
             reason, message = error.failure.reason, error.failure.message
             self._events.send("failed", {"command": name, "reason": reason, "message": message})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a command that fails ends neither the process nor the next one)
             sys.excepthook(type(error), error, error.__traceback__)
             message = f"{type(error).__name__}: {error}"
             self._events.send("failed", {"command": name, "reason": Reason.INTERNAL, "message": message})
@@ -177,11 +177,11 @@ def forget_environment() -> None:
 
 
 def resident_bytes() -> int | None:
-    """This process's resident memory now; None where only a library could tell (the agent samples it by pid)."""
+    """Resident memory of this process now; None where only a library could tell (the agent samples it by pid)."""
     if sys.platform != "linux":
         return None
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None

@@ -60,7 +60,7 @@ class Accounting(StrEnum):
     """The server sent no token count; ``tokens_source`` says who counted instead."""
     CONSISTENT = "consistent"
     """Every counted token arrived in a chunk of its own."""
-    STOP_TOKEN_COUNTED = "stop_token_counted"
+    STOP_TOKEN_COUNTED = "stop_token_counted"  # noqa: S105 (no password)
     """Consistent but for one counted token without a chunk, after a natural end: the end-of-text token."""
     HIDDEN_TOKENS = "hidden_tokens"
     """The server counted tokens that it never sent (hidden reasoning): they took time but have no arrival."""
@@ -131,7 +131,7 @@ class RequestRecord:
     reasoning_tokens: int | None = None
     """Output tokens spent on reasoning, seen or hidden; null when not known."""
     hidden_tokens: int | None = None
-    """Output tokens counted by the server that never arrived (``output_tokens - visible_tokens``); null when not known."""
+    """Counted by the server but never arrived (``output_tokens - visible_tokens``); null when not known."""
     tokens_source: TokensSource | None = None
     """null: no tokens to count."""
     accounting: Accounting

@@ -7,7 +7,6 @@ import sys
 from time import perf_counter_ns
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-
 from benchfleet_agent.load.accounting import Answer, End, account, verdict
 from benchfleet_agent.load.client import Client, ConnectionLost, ErrorObject, Garbled, Overdue, Refused
 from benchfleet_agent.load.counting import CountTokens
@@ -57,7 +56,7 @@ class Requester:
             failure = _lost(exchange, answer, error)
         except Garbled as error:
             failure = Failure(Reason.BAD_RESPONSE, f"the response cannot be read: {error}")
-        except Exception as error:  # the next request goes on whatever this one met
+        except Exception as error:  # noqa: BLE001 (the next request goes on whatever this one met)
             failure = Failure(Reason.INTERNAL, f"{type(error).__name__}: {error}")
             sys.excepthook(type(error), error, error.__traceback__)
         end_ns = perf_counter_ns()

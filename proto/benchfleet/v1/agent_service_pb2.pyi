@@ -128,6 +128,64 @@ class ListModelsResponse(_message.Message):
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
+class ResolveModelRequest(_message.Message):
+    """Asks which variant a case would run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """The runtime's name."""
+    endpoint_url: _builtins.str
+    """Base URL for the runtime "endpoint"; empty otherwise."""
+    model: _builtins.str
+    """Alias or variant id."""
+    device: _builtins.str
+    """"cpu", "gpu", "npu"; empty: whatever the runtime prefers."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "endpoint_url", b"endpoint_url", "model", b"model", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveModelRequest: _TypeAlias = ResolveModelRequest  # noqa: Y015
+
+@_typing.final
+class ResolveModelResponse(_message.Message):
+    """The variant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _host_pb2.ModelVariant:
+        """The variant that would run."""
+
+    def __init__(
+        self,
+        *,
+        model: _host_pb2.ModelVariant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveModelResponse: _TypeAlias = ResolveModelResponse  # noqa: Y015
+
+@_typing.final
 class StartJobRequest(_message.Message):
     """Starts a job."""
 
@@ -208,18 +266,24 @@ class GetJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job as it stands now."""
+
+    @_builtins.property
+    def spec(self) -> _job_pb2.JobSpec:
+        """What was asked, for a controller that did not start the job."""
 
     def __init__(
         self,
         *,
         job: _job_pb2.Job | None = ...,
+        spec: _job_pb2.JobSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

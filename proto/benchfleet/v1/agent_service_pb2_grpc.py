@@ -49,6 +49,11 @@ class AgentServiceStub:
                 request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ResolveModel = channel.unary_unary(
+                '/benchfleet.v1.AgentService/ResolveModel',
+                request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelRequest.SerializeToString,
+                response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelResponse.FromString,
+                _registered_method=True)
         self.StartJob = channel.unary_unary(
                 '/benchfleet.v1.AgentService/StartJob',
                 request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.StartJobRequest.SerializeToString,
@@ -99,6 +104,14 @@ class AgentServiceServicer:
     def ListModels(self, request, context):
         """The model variants a runtime of this host can serve.
         NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveModel(self, request, context):
+        """Pins a model as a case would, without running anything.
+        NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +178,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.ListModelsRequest.FromString,
                     response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ResolveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveModel,
+                    request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelRequest.FromString,
+                    response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelResponse.SerializeToString,
             ),
             'StartJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StartJob,
@@ -256,6 +274,33 @@ class AgentService:
             '/benchfleet.v1.AgentService/ListModels',
             benchfleet_dot_v1_dot_agent__service__pb2.ListModelsRequest.SerializeToString,
             benchfleet_dot_v1_dot_agent__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchfleet.v1.AgentService/ResolveModel',
+            benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelRequest.SerializeToString,
+            benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

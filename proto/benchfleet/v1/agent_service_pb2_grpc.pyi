@@ -44,6 +44,10 @@ class AgentServiceStub:
     """The model variants a runtime of this host can serve.
     NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
     """
+    ResolveModel: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ResolveModelRequest, _agent_service_pb2.ResolveModelResponse]
+    """Pins a model as a case would, without running anything.
+    NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
+    """
     StartJob: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.StartJobRequest, _agent_service_pb2.StartJobResponse]
     """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
     INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
@@ -82,6 +86,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListModelsRequest, _agent_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The model variants a runtime of this host can serve.
     NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+    """
+    ResolveModel: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResolveModelRequest, _agent_service_pb2.ResolveModelResponse]  # type: ignore[assignment]
+    """Pins a model as a case would, without running anything.
+    NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
     """
     StartJob: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.StartJobRequest, _agent_service_pb2.StartJobResponse]  # type: ignore[assignment]
     """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
@@ -130,6 +138,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_service_pb2.ListModelsResponse, _abc.Awaitable[_agent_service_pb2.ListModelsResponse]]:
         """The model variants a runtime of this host can serve.
         NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveModel(
+        self,
+        request: _agent_service_pb2.ResolveModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.ResolveModelResponse, _abc.Awaitable[_agent_service_pb2.ResolveModelResponse]]:
+        """Pins a model as a case would, without running anything.
+        NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
         """
 
     @_abc_1.abstractmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.load.accounting import Answer, Counts, End, account, estimate_tokens, verdict
 from benchfleet_agent.load.record import Accounting, TokensSource
@@ -260,7 +261,9 @@ def test_what_is_no_chunk(bad: Any, reason: Reason) -> None:
     assert "out of memory" in caught.value.failure.message or reason is Reason.BAD_RESPONSE
 
 
-@pytest.mark.parametrize("odd", [{}, {"choices": None}, {"choices": [{}]}, {"choices": [{"delta": None}]}, {"usage": 3}])
+@pytest.mark.parametrize(
+    "odd", [{}, {"choices": None}, {"choices": [{}]}, {"choices": [{"delta": None}]}, {"usage": 3}]
+)
 def test_odd_but_harmless_chunks(odd: dict[str, Any]) -> None:
     assert not Answer().chunk(odd, 0, 0)
 

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.load.http_errors import error_message, http_failure
 from benchfleet_agent.load.kernel_clock import KernelClock

@@ -1,0 +1,140 @@
+"""The agent's settings: agent.toml, overridden by the command line. Frozen once the agent runs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from benchfleet.transport import DEFAULT_PORT, is_loopback, split_address
+
+DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
+
+
+class ConfigError(Exception):
+    """agent.toml or a flag makes no sense; says where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundryConfig:
+    """``[runtime.foundry]``."""
+
+    model_cache_dir: Path | None = None
+    python: str | None = None
+    catalog_urls: tuple[str, ...] = ()
+    offline: bool = False
+    cpus: tuple[int, ...] = ()
+    """Logical processors the runtime is pinned to; empty: not pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything the agent may be told."""
+
+    listen: str = DEFAULT_LISTEN
+    data_dir: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("benchfleet", False)) / "agent")
+    reference_cache_dir: Path = field(default_factory=lambda: Path(platformdirs.user_cache_dir("benchfleet", False)))
+    insecure_plaintext: bool = False
+    """Whether to listen beyond loopback without TLS."""
+    model_roots: tuple[Path, ...] = ()
+    foundry: FoundryConfig = FoundryConfig()
+    endpoint_url: str = ""
+
+    def check_listen(self) -> None:
+        """Raise `ConfigError` for an address that makes no sense or exposes the agent without saying so."""
+        try:
+            host, _ = split_address(self.listen)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if not is_loopback(host) and not self.insecure_plaintext:
+            raise ConfigError(
+                f"--listen {self.listen} would let anyone on the network run jobs here, in clear text. "
+                "Listen on 127.0.0.1 and use an SSH tunnel, or accept it with --insecure-plaintext."
+            )
+
+
+_TOP: dict[str, type] = {
+    "listen": str,
+    "data_dir": str,
+    "reference_cache_dir": str,
+    "insecure_plaintext": bool,
+    "model_roots": list,
+    "runtime": dict,
+}
+_FOUNDRY: dict[str, type] = {"model_cache_dir": str, "python": str, "catalog_urls": list, "offline": bool, "cpus": list}
+_ENDPOINT: dict[str, type] = {"url": str}
+
+
+def load_config(path: Path | None) -> AgentConfig:
+    """Read agent.toml; None gives the defaults. Raises `ConfigError`."""
+    if path is None:
+        return AgentConfig()
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    top = _checked(path, "", document, _TOP)
+    runtime = _checked(path, "runtime.", top.pop("runtime", {}), {"foundry": dict, "endpoint": dict})
+    foundry = _checked(path, "runtime.foundry.", runtime.get("foundry", {}), _FOUNDRY)
+    endpoint = _checked(path, "runtime.endpoint.", runtime.get("endpoint", {}), _ENDPOINT)
+    for name in ("data_dir", "reference_cache_dir"):
+        if name in top:
+            top[name] = Path(top[name]).expanduser()
+    top["model_roots"] = tuple(Path(root).expanduser() for root in _strings(path, "model_roots", top))
+    if "model_cache_dir" in foundry:
+        foundry["model_cache_dir"] = Path(foundry["model_cache_dir"]).expanduser()
+    foundry["catalog_urls"] = tuple(_strings(path, "catalog_urls", foundry))
+    cpus = foundry.get("cpus", [])
+    if not all(isinstance(cpu, int) and not isinstance(cpu, bool) and cpu >= 0 for cpu in cpus):
+        raise ConfigError(f"{path}: runtime.foundry.cpus must be a list of processor numbers, such as [0, 1]")
+    foundry["cpus"] = tuple(cpus)
+    return AgentConfig(**top, foundry=FoundryConfig(**foundry), endpoint_url=endpoint.get("url", ""))
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Read ``0``, ``0,2``, ``0-3`` or ``all`` as logical processor numbers. Raises `ConfigError`."""
+    count = os.cpu_count() or 1
+    if text == "all":
+        return tuple(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise ConfigError(f"{text!r} names no processors; write 0, 0,2, 0-3 or all")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    if missing := sorted(cpu for cpu in chosen if cpu >= count):
+        raise ConfigError(f"this machine has no processor {missing[0]}; it has 0 to {count - 1}")
+    return tuple(sorted(chosen))
+
+
+def override(config: AgentConfig, flags: Mapping[str, Any]) -> AgentConfig:
+    """The settings with the command line's flags (None: not given) in front."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    cpus = given.pop("cpus", None)
+    foundry = config.foundry if cpus is None else replace(config.foundry, cpus=cpus)
+    return replace(config, **given, foundry=foundry)
+
+
+def _checked(path: Path, prefix: str, table: dict[str, Any], known: dict[str, type]) -> dict[str, Any]:
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ConfigError(f"{path}: unknown key {prefix}{key}; {hint}")
+        if not isinstance(value, known[key]):
+            raise ConfigError(f"{path}: {prefix}{key} must be a {known[key].__name__}, not {type(value).__name__}")
+    return dict(table)
+
+
+def _strings(path: Path, name: str, table: Mapping[str, Any]) -> list[str]:
+    values = table.get(name, [])
+    if not all(isinstance(value, str) for value in values):
+        raise ConfigError(f"{path}: {name} must be a list of strings")
+    return list(values)

@@ -1,0 +1,128 @@
+"""The one job that runs: a thread that carries out its cases, and the handle to cancel it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from benchfleet.failures import Failure, Reason, WorkFailed
+from benchfleet.v1 import job_pb2
+
+from benchfleet_agent.case_run import CaseRun
+from benchfleet_agent.config import AgentConfig
+from benchfleet_agent.jobs import CaseOrder, JobOrder
+from benchfleet_agent.journal import Journal, JournalFull
+from benchfleet_agent.probes import default_probes
+from benchfleet_agent.recorder import Recorder
+from benchfleet_agent.runtimes import Placement, Runtime
+from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
+from benchfleet_agent.runtimes.foundry import FoundryRuntime
+from benchfleet_agent.runtimes.foundry_link import FoundrySettings
+from benchfleet_agent.sampler import Sampler
+
+_log = logging.getLogger(__name__)
+
+
+class Runtimes:
+    """The host's runtimes by name."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        foundry = FoundrySettings(
+            data_dir=config.data_dir,
+            reference_cache_dir=config.reference_cache_dir,
+            log_dir=config.data_dir / "logs",
+            model_cache_dir=config.foundry.model_cache_dir,
+            python=config.foundry.python,
+            catalog_urls=config.foundry.catalog_urls,
+            offline=config.foundry.offline,
+        )
+        self._config = config
+        self._runtimes: dict[str, Runtime] = {"foundry": FoundryRuntime(foundry)}
+        if config.endpoint_url:
+            self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(config.endpoint_url))
+
+    def all(self) -> list[Runtime]:
+        """Every runtime this agent was set up with."""
+        return list(self._runtimes.values())
+
+    def find(self, name: str, endpoint_url: str = "") -> Runtime:
+        """The runtime of a case. Raises `WorkFailed` ``runtime_unavailable`` naming those there are."""
+        if name == "endpoint" and endpoint_url:
+            return EndpointRuntime(EndpointSettings.from_environment(endpoint_url))
+        if name not in self._runtimes:
+            known = ", ".join(sorted({*self._runtimes, "endpoint"}))
+            hint = "; give its URL with --endpoint" if name == "endpoint" else f"; there are {known}"
+            raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, f"this host has no runtime {name!r}{hint}")
+        return self._runtimes[name]
+
+    def of_case(self, order: CaseOrder) -> Runtime:
+        """The runtime of a case."""
+        return self.find(order.runtime, order.endpoint_url)
+
+    @property
+    def placement(self) -> Placement:
+        """Where runtimes may run on this host."""
+        return Placement(self._config.foundry.cpus)
+
+
+class RunningJob:
+    """One accepted job on its thread."""
+
+    def __init__(
+        self, order: JobOrder, journal: Journal, runtimes: Runtimes, changed: Callable[[], None], log_dir: Path
+    ) -> None:
+        self.order = order
+        self._runtimes = runtimes
+        self._recorder = Recorder(journal, order.job_id, changed)
+        self._log_dir = log_dir
+        self._cancelled = threading.Event()
+        self._failure = Failure(Reason.CANCELLED, "cancelled on request")
+        self._case: CaseRun | None = None
+        self._thread = threading.Thread(target=self._run, name=f"job-{order.job_id}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def cancel(self, failure: Failure | None = None) -> None:
+        """Ask the job to end soon; ``failure`` is why (default: cancelled on request)."""
+        if failure is not None:
+            self._failure = failure
+        self._cancelled.set()
+        if self._case is not None:
+            self._case.cancel()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; False when it has not come in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        sampler = Sampler(default_probes(), self._recorder.samples, fast_period_ms=self.order.sample_period_ms)
+        state, failure = job_pb2.JOB_STATE_FINISHED, None
+        try:
+            sampler.start()
+            for case in self.order.cases:
+                if self._cancelled.is_set():
+                    break
+                self._case = CaseRun(case, self._recorder, sampler, self._cancelled, self._log_dir)
+                self._case.carry_out(self._runtimes.of_case, self._runtimes.placement)
+        except JournalFull as error:
+            state, failure = job_pb2.JOB_STATE_FAILED, Failure(Reason.DISK_FULL, str(error))
+        except Exception as error:
+            _log.exception("job %s", self.order.job_id)
+            state, failure = job_pb2.JOB_STATE_FAILED, Failure(Reason.INTERNAL, f"{type(error).__name__}: {error}")
+        finally:
+            sampler.stop()
+            if self._case is not None:
+                self._case.cancel()  # whatever still runs belongs to nobody now
+        if failure is None and self._cancelled.is_set():
+            failure = self._failure
+            cancelled = failure.reason is Reason.CANCELLED
+            state = job_pb2.JOB_STATE_CANCELLED if cancelled else job_pb2.JOB_STATE_FAILED
+        try:
+            self._recorder.job_finished(state, failure)
+        except Exception:
+            _log.exception("the end of job %s could not be written; it is closed at the next start", self.order.job_id)

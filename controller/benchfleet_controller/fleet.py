@@ -1,0 +1,195 @@
+"""Agents as the controller sees them: connect, check, ask. Refusals become `HostProblem` with advice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+
+import grpc
+from benchfleet import CONTRACT_REVISION, __version__
+from benchfleet.failures import Failure, Reason
+from benchfleet.transport import CHANNEL_OPTIONS, failure_of, join_address, split_address
+from benchfleet.v1 import agent_service_pb2 as pb
+from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
+
+from benchfleet_controller.plan import HostTarget, Plan
+
+CONNECT_S = 5.0
+CALL_S = 30.0
+RESOLVE_S = 60.0
+"""A runtime may ask a catalog on the network before it knows a model."""
+
+
+class HostProblem(Exception):
+    """A host could not be reached or refused; says which, why and what to do."""
+
+    def __init__(self, target: HostTarget, failure: Failure) -> None:
+        super().__init__(f"{target.name} ({target.address}): {failure.message}")
+        self.target = target
+        self.failure = failure
+
+
+@dataclass(slots=True)
+class Agent:
+    """An agent that answered: its host and how to call it."""
+
+    target: HostTarget
+    host: host_pb2.Host
+    channel: grpc.aio.Channel
+    stub: agent_service_pb2_grpc.AgentServiceAsyncStub
+    running_job_id: str
+    held_by: str
+    clock_offset_s: float
+    """Agent's wall clock minus ours, by the one exchange of `connect`; uncertain by half its duration."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.channel.close()
+
+    def check_idle(self) -> None:
+        """Raise `HostProblem` ``host_busy`` when another job runs there."""
+        if self.running_job_id:
+            message = (
+                f"it runs job {self.running_job_id} for {self.held_by}; wait for it, fetch it with "
+                "`benchfleet collect`, or end it with `benchfleet cancel`"
+            )
+            raise HostProblem(self.target, Failure(Reason.HOST_BUSY, message))
+
+    async def resolve(self, runtime: str, endpoint_url: str, model: str, device: str) -> host_pb2.ModelVariant:
+        """The variant a case would run. Raises `HostProblem` with near names when there is none."""
+        request = pb.ResolveModelRequest(runtime=runtime, endpoint_url=endpoint_url, model=model, device=device)
+        with refusals(self.target):
+            return (await self.stub.ResolveModel(request, timeout=RESOLVE_S)).model
+
+    async def models(self, runtime: str = "") -> list[host_pb2.ModelVariant]:
+        """Everything the host could serve."""
+        with refusals(self.target):
+            return list((await self.stub.ListModels(pb.ListModelsRequest(runtime=runtime), timeout=RESOLVE_S)).models)
+
+    async def start(self, job_id: str, spec: job_pb2.JobSpec) -> job_pb2.Job:
+        """Start a job. Raises `HostProblem` when it is refused."""
+        with refusals(self.target):
+            return (await self.stub.StartJob(pb.StartJobRequest(job_id=job_id, spec=spec), timeout=CALL_S)).job
+
+    async def jobs(self) -> list[job_pb2.Job]:
+        """The jobs whose events the agent still holds."""
+        with refusals(self.target):
+            return list((await self.stub.ListJobs(pb.ListJobsRequest(), timeout=CALL_S)).jobs)
+
+    async def spec(self, job_id: str) -> job_pb2.JobSpec:
+        """What was asked of a job."""
+        with refusals(self.target):
+            return (await self.stub.GetJob(pb.GetJobRequest(job_id=job_id), timeout=CALL_S)).spec
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask a job to end."""
+        with refusals(self.target):
+            await self.stub.CancelJob(pb.CancelJobRequest(job_id=job_id), timeout=CALL_S)
+
+    async def release(self, job_id: str, committed_sequence: int) -> None:
+        """Let the agent forget a job that is stored completely."""
+        request = pb.ReleaseJobEventsRequest(job_id=job_id, committed_sequence=committed_sequence)
+        with refusals(self.target):
+            await self.stub.ReleaseJobEvents(request, timeout=CALL_S)
+
+
+@contextlib.contextmanager
+def refusals(target: HostTarget):  # type: ignore[no-untyped-def]  # a generator of None
+    """Turn gRPC errors of calls inside into `HostProblem`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise HostProblem(target, explain(target, error)) from None
+
+
+def explain(target: HostTarget, error: grpc.RpcError) -> Failure:
+    """Why a call failed, in our words."""
+    own = failure_of(error)
+    if own is not None:
+        return own[0]
+    code = error.code()
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        message = "it does not know this call: the agent is of another version; install the same benchfleet there"
+        return Failure(Reason.VERSION_MISMATCH, message)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return Failure(Reason.HOST_UNREACHABLE, f"the connection broke ({error.details()})")
+    return Failure(Reason.INTERNAL, f"the agent failed: {code.name}: {error.details()}")
+
+
+async def connect(target: HostTarget, timeout_s: float = CONNECT_S) -> Agent:
+    """Connect and introduce ourselves.
+
+    Raises `HostProblem`: ``host_unreachable`` (nothing listens), ``not_an_agent`` (something else does),
+    ``version_mismatch``.
+    """
+    host, port = split_address(target.address)
+    await _check_listening(target, host, port, timeout_s)
+    channel = grpc.aio.insecure_channel(join_address(host, port), options=CHANNEL_OPTIONS)
+    stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)  # type: ignore[assignment]
+    before = time.time()
+    try:
+        answer = await stub.GetHost(pb.GetHostRequest(), timeout=timeout_s)
+    except BaseException as error:
+        await channel.close()
+        if isinstance(error, grpc.RpcError):
+            message = (
+                f"something listens there, but it is no benchfleet agent ({error.code().name}); "
+                "check the port, or start one with `benchfleet-agent serve`"
+            )
+            raise HostProblem(target, Failure(Reason.NOT_AN_AGENT, message)) from None
+        raise
+    after = time.time()
+    if answer.contract_revision != CONTRACT_REVISION:
+        await channel.close()
+        message = (
+            f"its agent {answer.host.agent_version} speaks contract {answer.contract_revision}, this controller "
+            f"{__version__} speaks {CONTRACT_REVISION}; install the same benchfleet on both"
+        )
+        raise HostProblem(target, Failure(Reason.VERSION_MISMATCH, message))
+    offset = answer.answer_time.ToNanoseconds() / 1e9 - (before + after) / 2
+    return Agent(target, answer.host, channel, stub, answer.running_job_id, answer.held_by, offset)
+
+
+async def connect_all(targets: tuple[HostTarget, ...]) -> tuple[list[Agent], list[HostProblem]]:
+    """Connect to all at once; those that answered, in order, and the problems of the others."""
+    answers = await asyncio.gather(*(connect(target) for target in targets), return_exceptions=True)
+    agents = [answer for answer in answers if isinstance(answer, Agent)]
+    problems = [answer for answer in answers if isinstance(answer, HostProblem)]
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, HostProblem):
+            raise answer
+    return agents, problems
+
+
+async def check_models(agent: Agent, plan: Plan) -> None:
+    """Make sure every case of a plan has a model on this host. Raises `HostProblem` naming near ones."""
+    for runtime in plan.runtimes:
+        url = plan.endpoint_url if runtime == "endpoint" else ""
+        for model in plan.models:
+            for device in plan.devices:
+                await agent.resolve(runtime, url, model, device)
+
+
+def by_machine(agents: list[Agent]) -> list[list[Agent]]:
+    """Agents that share a machine, together and in order: they must not measure at the same time."""
+    groups: dict[str, list[Agent]] = {}
+    for agent in agents:
+        groups.setdefault(agent.host.machine_id or agent.target.address, []).append(agent)
+    return list(groups.values())
+
+
+async def _check_listening(target: HostTarget, host: str, port: int, timeout_s: float) -> None:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout_s)
+    except (OSError, TimeoutError) as error:
+        why = getattr(error, "strerror", None) or str(error) or f"no answer within {timeout_s:g} s"
+        message = (
+            f"nothing answers at {target.address} ({why}); start `benchfleet-agent serve` there and check "
+            "the address, the port and the firewall"
+        )
+        raise HostProblem(target, Failure(Reason.HOST_UNREACHABLE, message)) from None
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -1,0 +1,191 @@
+"""The one registry of case metrics: columns of ``case_results``, their units, and which way is better. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Better(StrEnum):
+    """Which way a metric improves."""
+
+    LOWER = "lower"
+    HIGHER = "higher"
+    NONE = "none"
+    """It describes; neither way is better."""
+
+
+class Source(StrEnum):
+    """Where a metric's values by round come from."""
+
+    REQUESTS = "requests"
+    ROUNDS = "rounds"
+
+
+@dataclass(frozen=True, slots=True)
+class ByRound:
+    """How one round's value is computed: SQL aggregates over the round's ok requests (or the round itself)."""
+
+    table: Source
+    value: str
+    weight: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaseMetric:
+    """One metric of a case. ``name`` is its column and JSON key and ends in its unit."""
+
+    name: str
+    unit: str
+    better: Better
+    label: str
+    """Heading for people."""
+    format: str
+    """How people see it: a ``format()`` spec, or ``bytes``."""
+    formula: str
+    quantile: float | None = None
+    """For a percentile: which one, in 0…1."""
+    n_column: str | None = None
+    """Column with the number of values a percentile rests on."""
+    by_round: ByRound | None = None
+    """None: one value a case, so no interval."""
+    of_tokens: bool = False
+    """Divides by or counts tokens: comparable only when they were counted the same way."""
+
+    def human(self, value: object) -> str:
+        """The value for people, with its unit where the heading has none; an unmeasured one is a dash."""
+        if value is None or not isinstance(value, int | float):
+            return "–"
+        return human_bytes(value) if self.format == "bytes" else format(value, self.format)
+
+
+def human_bytes(value: float) -> str:
+    """Bytes in binary units, three digits."""
+    size = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def _of_requests(value: str, weight: str) -> ByRound:
+    return ByRound(Source.REQUESTS, value, weight)
+
+
+def _quantile(name: str, q: float, label: str, formula: str, n_column: str) -> CaseMetric:
+    column = name.replace(f"_p{round(q * 100)}", "")
+    rounds = _of_requests(f"quantile_cont({column}, {q})", f"count({column})") if column != "itl_s" else _ITL
+    return CaseMetric(
+        name, "s", Better.LOWER, label, ".3f" if column != "itl_s" else ".4f", formula, q, n_column, rounds
+    )
+
+
+_ITL = _of_requests("median(list_median(itl_s))", "count(itl_s)")
+"""By round, the median of the requests' median gaps: near enough for an interval, and no unnesting."""
+
+_LOWER, _HIGHER, _NONE = Better.LOWER, Better.HIGHER, Better.NONE
+
+CASE_METRICS: tuple[CaseMetric, ...] = (
+    CaseMetric(
+        "ttft_avg_s",
+        "s",
+        _LOWER,
+        "First Token (s)",
+        ".3f",
+        "mean of t_first - t0 over ok requests",
+        by_round=_of_requests("avg(ttft_s)", "count(ttft_s)"),
+    ),
+    _quantile("ttft_p50_s", 0.5, "TTFT p50 (s)", "median of t_first - t0", "ttft_n"),
+    _quantile("ttft_p95_s", 0.95, "TTFT p95 (s)", "95th percentile of t_first - t0", "ttft_n"),
+    CaseMetric(
+        "e2e_avg_s",
+        "s",
+        _LOWER,
+        "Avg Latency (s)",
+        ".3f",
+        "mean of end of body - t0",
+        by_round=_of_requests("avg(e2e_s)", "count(e2e_s)"),
+    ),
+    _quantile("e2e_p50_s", 0.5, "p50 (s)", "median of end of body - t0", "e2e_n"),
+    _quantile("e2e_p95_s", 0.95, "p95 (s)", "95th percentile of end of body - t0", "e2e_n"),
+    _quantile("itl_p50_s", 0.5, "ITL p50 (s)", "median gap between token-bearing chunks, all requests pooled", "itl_n"),
+    CaseMetric("itl_p95_s", "s", _LOWER, "ITL p95 (s)", ".4f", "95th percentile of those gaps", 0.95, "itl_n"),
+    CaseMetric(
+        "tpot_avg_s",
+        "s",
+        _LOWER,
+        "TPOT (s)",
+        ".4f",
+        "mean of (t_last - t_first)/(tokens - 1)",
+        by_round=_of_requests("avg(tpot_s)", "count(tpot_s)"),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "decode_tokens_per_s",
+        "tokens/s",
+        _HIGHER,
+        "Tokens/sec",
+        ".1f",
+        "sum(tokens - 1)/sum(t_last - t_first); decode_basis says which tokens",
+        by_round=_of_requests(
+            "sum(rate_tokens - 1) FILTER (WHERE decode_s IS NOT NULL) / sum(decode_s)", "sum(decode_s)"
+        ),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "prefill_tokens_per_s",
+        "tokens/s",
+        _HIGHER,
+        "Prefill tokens/s",
+        ".0f",
+        "sum(prompt tokens)/sum(TTFT) over requests without hidden tokens",
+        by_round=_of_requests(
+            "sum(prompt_tokens) FILTER (WHERE prefill_tokens_per_s IS NOT NULL) / "
+            "sum(ttft_s) FILTER (WHERE prefill_tokens_per_s IS NOT NULL)",
+            "sum(ttft_s)",
+        ),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "output_tokens_per_s",
+        "tokens/s",
+        _HIGHER,
+        "Throughput (tokens/s)",
+        ".1f",
+        "output tokens of ok requests/wall time of the rounds that ended",
+        by_round=ByRound(
+            Source.ROUNDS,
+            "sum(q.output_tokens) FILTER (WHERE q.status = 'ok') / nullif((r.end_ns - r.start_ns) / 1e9, 0)",
+            "(r.end_ns - r.start_ns) / 1e9",
+        ),
+        of_tokens=True,
+    ),
+    CaseMetric("load_s", "s", _LOWER, "Load (s)", ".2f", "duration of the runtime's load call"),
+    CaseMetric("cold_ttft_s", "s", _LOWER, "Cold first token (s)", ".3f", "TTFT of the first request after the load"),
+    CaseMetric("ram_peak_bytes", "bytes", _LOWER, "RAM peak", "bytes", "largest resident memory of the runtime"),
+    CaseMetric(
+        "vram_peak_bytes",
+        "bytes",
+        _LOWER,
+        "VRAM peak",
+        "bytes",
+        "largest device memory of the runtime; where unknown, of the device above its baseline",
+    ),
+    CaseMetric("gpu_busy_ratio", "ratio", _NONE, "GPU busy", ".0%", "time-weighted mean in rounds, busiest device"),
+    CaseMetric(
+        "cpu_busy_ratio",
+        "ratio",
+        _NONE,
+        "CPU busy",
+        ".0%",
+        "CPU time of the runtime in rounds/their time/logical processors",
+    ),
+    CaseMetric("energy_j", "J", _LOWER, "Energy (J)", ".1f", "device energy over the rounds, all devices"),
+)
+"""In the order of reports. Every name is a column of the view ``case_results``."""
+
+BY_NAME = {metric.name: metric for metric in CASE_METRICS}
+
+DEFAULT_COMPARED = ("ttft_p50_s", "decode_tokens_per_s", "e2e_p50_s", "output_tokens_per_s", "ram_peak_bytes")
+"""What `compare` shows when nobody asks for more."""

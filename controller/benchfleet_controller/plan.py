@@ -1,0 +1,208 @@
+"""What to run where: the plan as values, and its expansion to jobs. Pure: no I/O, no clock.
+
+`plan_file` reads plans from TOML and JSON; `expand` here turns one into jobs with their cases in a seeded
+order, so that a plan and a seed always give the same order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchfleet.v1 import job_pb2
+
+DEVICES = ("cpu", "gpu", "npu")
+
+
+@dataclass(frozen=True, slots=True)
+class HostTarget:
+    """A host as the user names it: how people call it and where its agent listens."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a set; ``max_tokens`` overrides the case's."""
+
+    prompt_id: str
+    messages: tuple[ChatMessage, ...]
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts sent in each round, in this order."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+
+DEFAULT_PROMPTS = PromptSet(
+    "default",
+    tuple(
+        Prompt(f"p{index}", (ChatMessage("user", text),))
+        for index, text in enumerate(
+            (
+                "Explain in two sentences why the sky is blue.",
+                "List three advantages of running a language model on your own computer.",
+                "Summarise in one sentence: The meeting moved to Tuesday because the room was taken on Monday.",
+                "What is the capital of France, and on which river does it lie?",
+            ),
+            start=1,
+        )
+    ),
+)
+"""Sent when neither plan nor command line names prompts: short, different beginnings, no shared prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long things may take, in seconds. None: the agent's default (requests: no such deadline)."""
+
+    prepare_s: float | None = None
+    load_s: float | None = None
+    request_s: float | None = None
+    first_token_s: float | None = None
+    token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One benchmark as the user wants it; every combination of the lists is a case on every host."""
+
+    name: str
+    hosts: tuple[HostTarget, ...]
+    models: tuple[str, ...]
+    runtimes: tuple[str, ...] = ("foundry",)
+    endpoint_url: str = ""
+    devices: tuple[str, ...] = ("",)
+    """``cpu``, ``gpu``, ``npu``, or empty for whatever the runtime prefers."""
+    prompt_sets: tuple[PromptSet, ...] = (DEFAULT_PROMPTS,)
+    rounds: int = 3
+    warmup_rounds: int = 1
+    concurrencies: tuple[int, ...] = (1,)
+    stream: bool = True
+    max_tokens: int = 128
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
+    seed: int | None = 42
+    """Sent with every request and used for the order of the cases."""
+    deadlines: Deadlines = Deadlines()
+
+
+@dataclass(frozen=True, slots=True)
+class CasePlan:
+    """One case of a job."""
+
+    case_id: str
+    case_index: int
+    runtime: str
+    endpoint_url: str
+    model: str
+    device: str
+    prompt_set: str
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One host's part of a run."""
+
+    job_id: str
+    host: HostTarget
+    cases: tuple[CasePlan, ...]
+
+    def to_proto(self, plan: Plan, run_id: str, held_by: str) -> job_pb2.JobSpec:
+        """The job for `StartJob`."""
+        deadlines = plan.deadlines
+        return job_pb2.JobSpec(
+            run_id=run_id,
+            held_by=held_by,
+            prompt_sets=[_prompt_set_to_proto(prompts) for prompts in plan.prompt_sets],
+            cases=[
+                job_pb2.CaseSpec(
+                    case_id=case.case_id,
+                    runtime=case.runtime,
+                    endpoint_url=case.endpoint_url,
+                    model=case.model,
+                    device=case.device,
+                    prompt_set=case.prompt_set,
+                    round_count=plan.rounds,
+                    warmup_round_count=plan.warmup_rounds,
+                    concurrency=case.concurrency,
+                    stream=plan.stream,
+                    sampling=job_pb2.SamplingSpec(
+                        max_tokens=plan.max_tokens, temperature=plan.temperature, top_p=plan.top_p, seed=plan.seed
+                    ),
+                    deadlines=job_pb2.DeadlineSpec(
+                        prepare_s=deadlines.prepare_s or 0,
+                        load_s=deadlines.load_s or 0,
+                        request_s=deadlines.request_s or 0,
+                        first_token_s=deadlines.first_token_s,
+                        token_s=deadlines.token_s,
+                    ),
+                )
+                for case in self.cases
+            ],
+        )
+
+
+def expand(plan: Plan, new_id: Callable[[], str]) -> tuple[JobPlan, ...]:
+    """One job a host, each with every case, in an order shuffled by the plan's seed (the same on every host).
+
+    ``new_id`` makes the ids of jobs and cases.
+    """
+    combinations = [
+        (runtime, model, device, prompts.name, concurrency)
+        for runtime in plan.runtimes
+        for model in plan.models
+        for device in plan.devices
+        for prompts in plan.prompt_sets
+        for concurrency in plan.concurrencies
+    ]
+    order = list(range(len(combinations)))
+    random.Random(plan.seed or 0).shuffle(order)
+    return tuple(JobPlan(new_id(), host, _cases(plan, [combinations[i] for i in order], new_id)) for host in plan.hosts)
+
+
+def _cases(
+    plan: Plan, combinations: Sequence[tuple[str, str, str, str, int]], new_id: Callable[[], str]
+) -> tuple[CasePlan, ...]:
+    return tuple(
+        CasePlan(
+            case_id=new_id(),
+            case_index=index,
+            runtime=runtime,
+            endpoint_url=plan.endpoint_url if runtime == "endpoint" else "",
+            model=model,
+            device=device,
+            prompt_set=prompts,
+            concurrency=concurrency,
+        )
+        for index, (runtime, model, device, prompts, concurrency) in enumerate(combinations)
+    )
+
+
+def _prompt_set_to_proto(prompts: PromptSet) -> job_pb2.PromptSet:
+    return job_pb2.PromptSet(
+        name=prompts.name,
+        prompts=[
+            job_pb2.Prompt(
+                prompt_id=prompt.prompt_id,
+                messages=[job_pb2.ChatMessage(role=m.role, content=m.content) for m in prompt.messages],
+                max_tokens=prompt.max_tokens or 0,
+            )
+            for prompt in prompts.prompts
+        ],
+    )

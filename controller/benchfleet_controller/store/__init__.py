@@ -1,0 +1,331 @@
+"""The benchmark database: one DuckDB file, opened for the length of one operation. The only package that knows DuckDB.
+
+Readers in other terminals get their turn between two operations; whoever finds the file in use waits up to ``wait_s``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+import benchfleet
+from benchfleet.failures import Failure, Reason
+from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_controller.plan import JobPlan, Plan
+from benchfleet_controller.store import ingest, queries
+from benchfleet_controller.store.connection import (
+    NoSuchRun,
+    NotAStore,
+    SequenceGap,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreTooNew,
+    opened,
+)
+from benchfleet_controller.store.queries import JobRow, KnownHost, RoundValues, Row, RunRow
+
+__all__ = [
+    "JobRow",
+    "KnownHost",
+    "NoSuchRun",
+    "NotAStore",
+    "RoundValues",
+    "Row",
+    "RunRow",
+    "SequenceGap",
+    "Store",
+    "StoreBusy",
+    "StoreError",
+    "StoreFull",
+    "StoreMissing",
+    "StoreTooNew",
+]
+
+_T = TypeVar("_T")
+_Connection = duckdb.DuckDBPyConnection
+
+
+class Store:
+    """One database file. Every method opens, commits and closes; all raise `StoreError`. Safe to use from threads."""
+
+    def __init__(self, path: Path | str, wait_s: float = 10.0) -> None:
+        self.path = Path(path)
+        self._wait_s = wait_s
+
+    def _read(self, question: Callable[[_Connection], _T]) -> _T:
+        with opened(self.path, write=False, wait_s=self._wait_s) as connection:
+            return question(connection)
+
+    def _write(self, change: Callable[[_Connection], _T]) -> _T:
+        with opened(self.path, write=True, wait_s=self._wait_s) as connection:
+            return change(connection)
+
+    # Writing -------------------------------------------------------------------------------------------------
+
+    def record_run(
+        self, run_id: str, plan: Plan, jobs: tuple[JobPlan, ...], *, held_by: str, created_at: datetime
+    ) -> None:
+        """Keep a run, its jobs and its cases before anything starts. Makes the file when there is none."""
+
+        def change(connection: _Connection) -> None:
+            _insert_run(connection, run_id, plan.name, created_at, plan.seed, _json(dataclasses.asdict(plan)), held_by)
+            for job in jobs:
+                _insert_job(connection, job.job_id, run_id, job.host.name, job.host.address)
+            specs = [(job.job_id, job.to_proto(plan, run_id, held_by).cases) for job in jobs]
+            _insert_cases(connection, run_id, specs)
+
+        self._write(change)
+
+    def record_host(self, host: host_pb2.Host, name: str, address: str) -> None:
+        """Keep how a host is now: a new row when its fingerprint is new, else the old one is marked seen."""
+        self._write(lambda connection: _record_host(connection, host, name, address))
+
+    def mark_job(self, job_id: str, state: str, failure: Failure) -> None:
+        """A job that never started or was lost ends here: ``refused`` or ``unreachable``; its cases were skipped."""
+
+        def change(connection: _Connection) -> None:
+            connection.execute(
+                "UPDATE jobs SET state = ?, failure_reason = ?, failure_message = ?, finished_at = now() "
+                "WHERE job_id = ?",
+                [state, failure.reason.value, failure.message, job_id],
+            )
+            ingest.close_cases(connection, job_id, failure.reason.value, failure.message)
+
+        self._write(change)
+
+    def adopt_job(
+        self, job_id: str, spec: job_pb2.JobSpec, host: host_pb2.Host | None, host_name: str, address: str
+    ) -> None:
+        """Make the rows of a run, job and cases that this file does not know yet; known ones stay as they are."""
+        self._write(lambda connection: _adopt(connection, job_id, spec, host, host_name, address))
+
+    def commit_events(self, job_id: str, events: Sequence[event_pb2.Event]) -> int:
+        """Store a job's events; `commit_many` of one job. Returns its committed sequence."""
+        return self.commit_many({job_id: events})[job_id]
+
+    def commit_many(self, batches: ingest.Batches) -> dict[str, int]:
+        """Store events of several jobs and move their committed sequences, in one transaction.
+
+        Events at or below a job's committed sequence are dropped. Raises `SequenceGap` (nothing of the call is kept).
+        A job this file does not know is adopted from its JobStarted. Returns the committed sequences afterwards.
+        """
+
+        def change(connection: _Connection) -> dict[str, int]:
+            known = _committed(connection, batches)
+            fresh = {job: ingest.new_events(job, known.get(job, (0, ""))[0], batch) for job, batch in batches.items()}
+            run_of = {job: run for job, (_, run) in known.items()}
+            for job_id, events in fresh.items():
+                _take_first_event(connection, job_id, events, run_of)
+            ingest.apply(connection, run_of, fresh)
+            moved = {job: events[-1].sequence for job, events in fresh.items() if events}
+            for job, sequence in moved.items():
+                connection.execute("UPDATE jobs SET committed_sequence = ? WHERE job_id = ?", [sequence, job])
+            return {job: moved.get(job, known.get(job, (0, ""))[0]) for job in batches}
+
+        return self._write(change)
+
+    def mark_released(self, job_id: str) -> None:
+        """The agent was told to forget the job's events."""
+        self._write(lambda c: c.execute("UPDATE jobs SET released = true WHERE job_id = ?", [job_id]).fetchall())
+
+    # Reading -------------------------------------------------------------------------------------------------
+
+    def committed_sequence(self, job_id: str) -> int:
+        """Highest event stored of a job; 0: none, or the job is unknown."""
+        if not self.path.exists():
+            return 0
+        return self._read(lambda connection: _committed(connection, [job_id]).get(job_id, (0, ""))[0])
+
+    def open_jobs(self) -> list[JobRow]:
+        """Jobs an agent may still hold events of: not ended, or ended and not released."""
+        return self._read(
+            lambda c: queries.jobs(
+                c, "state IN ('pending', 'running', 'finished', 'failed', 'cancelled') AND NOT released"
+            )
+        )
+
+    def run_jobs(self, run_id: str) -> list[JobRow]:
+        """The jobs of a run, by host."""
+        return self._read(lambda c: queries.jobs(c, "run_id = ?", [run_id]))
+
+    def known_hosts(self) -> list[KnownHost]:
+        """Hosts by name, each as it was last seen."""
+        return self._read(queries.known_hosts)
+
+    def runs(self) -> list[RunRow]:
+        """All runs, newest first."""
+        return self._read(queries.runs)
+
+    def resolve_run(self, text: str) -> str:
+        """The run that an id, a unique prefix or ``last`` names. Raises `NoSuchRun`."""
+        return self._read(lambda connection: queries.resolve_run(connection, text))
+
+    def run(self, run_id: str) -> Row:
+        """A run's row with its plan parsed. Raises `NoSuchRun`."""
+        found = self._read(lambda c: queries.rows(c, "SELECT * FROM runs WHERE run_id = ?", [run_id]))
+        if not found:
+            raise NoSuchRun(f"no run {run_id!r} (`benchfleet runs` lists all)")
+        return found[0]
+
+    def case_results(self, run_ids: Sequence[str] | None = None) -> list[Row]:
+        """One row a case with all its metrics (docs/schema.md); None: of all runs."""
+        return self._read(lambda connection: queries.case_results(connection, run_ids))
+
+    def round_values(self, metric: str, run_ids: Sequence[str] | None = None) -> RoundValues:
+        """A metric by counted round, for `compare`. Raises KeyError for a metric not in the registry."""
+        return self._read(lambda connection: queries.round_values(connection, metric, run_ids))
+
+    def hosts_of_runs(self, run_ids: Sequence[str]) -> list[Row]:
+        """Fingerprints of the hosts of runs as they were then, one a job."""
+        return self._read(lambda connection: queries.hosts_of_runs(connection, run_ids))
+
+    def sample_answers(self, run_id: str) -> list[Row]:
+        """The first counted answer of each case to each prompt."""
+        return self._read(lambda connection: queries.sample_answers(connection, run_id))
+
+    def failure_reasons(self, run_ids: Sequence[str]) -> list[Row]:
+        """Failed counted requests by case and reason, with an example message."""
+        return self._read(lambda connection: queries.failure_reasons(connection, run_ids))
+
+
+def _take_first_event(
+    connection: _Connection, job_id: str, events: Sequence[event_pb2.Event], run_of: dict[str, str]
+) -> None:
+    if not events:
+        return
+    if events[0].WhichOneof("kind") == "job_started":
+        started = events[0].job_started
+        _adopt(connection, job_id, started.spec, started.host, started.host.hostname, "")
+        run_of.setdefault(job_id, started.spec.run_id)
+    elif job_id not in run_of:
+        raise StoreError(f"job {job_id} is unknown here and its events do not begin with JobStarted: follow it from 0")
+
+
+def _adopt(
+    connection: _Connection,
+    job_id: str,
+    spec: job_pb2.JobSpec,
+    host: host_pb2.Host | None,
+    host_name: str,
+    address: str,
+) -> None:
+    known = connection.execute("SELECT host_name, address FROM jobs WHERE job_id = ?", [job_id]).fetchone()
+    if known is None:
+        if not connection.execute("SELECT 1 FROM runs WHERE run_id = ?", [spec.run_id]).fetchall():
+            seed = spec.cases[0].sampling.seed if spec.cases and spec.cases[0].sampling.HasField("seed") else None
+            _insert_run(connection, spec.run_id, "collected", datetime.now(UTC), seed, None, spec.held_by)
+        _insert_job(connection, job_id, spec.run_id, host_name, address)
+        _insert_cases(connection, spec.run_id, [(job_id, spec.cases)])
+    else:
+        host_name, address = known
+    if host is not None and host.host_id:
+        fingerprint = _record_host(connection, host, host_name, address)
+        connection.execute(
+            "UPDATE jobs SET host_id = ?, machine_id = ?, fingerprint = ? WHERE job_id = ?",
+            [host.host_id, host.machine_id, fingerprint, job_id],
+        )
+
+
+def _committed(connection: _Connection, job_ids: Iterable[str]) -> dict[str, tuple[int, str]]:
+    found = connection.execute(
+        "SELECT job_id, committed_sequence, run_id FROM jobs WHERE job_id IN (SELECT unnest(?))", [list(job_ids)]
+    ).fetchall()
+    return {job_id: (int(sequence), run_id) for job_id, sequence, run_id in found}
+
+
+def _insert_run(
+    connection: _Connection, run_id: str, name: str, at: datetime, seed: int | None, plan: str | None, held_by: str
+) -> None:
+    row = {"run_id": run_id, "name": name, "created_at": at.isoformat(), "seed": seed, "plan": plan}
+    ingest.insert_rows(connection, "runs", [row | {"held_by": held_by, "benchfleet_version": benchfleet.__version__}])
+
+
+def _insert_job(connection: _Connection, job_id: str, run_id: str, host_name: str, address: str) -> None:
+    row = {"job_id": job_id, "run_id": run_id, "host_name": host_name, "address": address, "state": "pending"}
+    ingest.insert_rows(connection, "jobs", [row | {"committed_sequence": 0, "released": False}])
+
+
+def _insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str, Sequence[job_pb2.CaseSpec]]]) -> None:
+    rows = [
+        {
+            "case_id": case.case_id,
+            "run_id": run_id,
+            "job_id": job_id,
+            "case_index": index,
+            "runtime": case.runtime,
+            "endpoint_url": case.endpoint_url or None,
+            "model": case.model,
+            "device_asked": case.device or None,
+            "prompt_set": case.prompt_set,
+            "concurrency": case.concurrency,
+            "planned_rounds": case.round_count,
+            "warmup_rounds": case.warmup_round_count,
+            "stream": case.stream,
+            "max_tokens": case.sampling.max_tokens,
+            "temperature": case.sampling.temperature if case.sampling.HasField("temperature") else None,
+            "top_p": case.sampling.top_p if case.sampling.HasField("top_p") else None,
+            "seed": case.sampling.seed if case.sampling.HasField("seed") else None,
+            "status": "pending",
+        }
+        for job_id, cases in jobs
+        for index, case in enumerate(cases)
+    ]
+    ingest.insert_rows(connection, "cases", rows)
+
+
+def _record_host(connection: _Connection, host: host_pb2.Host, name: str, address: str) -> str:
+    """Insert or refresh the host's row; returns the fingerprint."""
+    identity: dict[str, Any] = {
+        "host_id": host.host_id,
+        "machine_id": host.machine_id,
+        "hostname": host.hostname,
+        "agent_version": host.agent_version,
+        "os_name": host.os_name,
+        "os_version": host.os_version,
+        "os_edition": host.os_edition or None,
+        "architecture": host.architecture,
+        "cpu_model": host.cpu_model or None,
+        "physical_cores": host.physical_core_count if host.HasField("physical_core_count") else None,
+        "logical_cores": host.logical_core_count if host.HasField("logical_core_count") else None,
+        "memory_bytes": host.memory_bytes or None,
+        "python_version": host.python_version,
+        "on_battery": host.on_battery if host.HasField("on_battery") else None,
+        "devices": _json([_fields(one) for one in host.devices]),
+        "runtimes": _json([_fields(one) for one in host.runtimes]),
+        "probes": _json([_fields(one, without=("cost_us",)) for one in host.probes]),
+    }
+    fingerprint = hashlib.sha256(_json(identity).encode()).hexdigest()[:32]
+    connection.execute("DELETE FROM hosts WHERE fingerprint = ?", [fingerprint])
+    seen = {"name": name, "address": address, "seen_at": datetime.now(UTC).isoformat(), "fingerprint": fingerprint}
+    problems = _json([_fields(one) for one in host.problems])
+    ingest.insert_rows(connection, "hosts", [identity | seen | {"problems": problems}])
+    return fingerprint
+
+
+def _fields(message: Any, without: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    """A flat message as a dict by its own field names; absent optional fields are None."""
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        if field.name in without:
+            continue
+        value = getattr(message, field.name)
+        if field.has_presence:
+            values[field.name] = value if message.HasField(field.name) else None
+        elif isinstance(value, str | int | float | bool):
+            values[field.name] = value
+        else:
+            values[field.name] = dict(value) if hasattr(value, "items") else list(value)
+    return values
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,178 @@
+"""Opening the one DuckDB file: for as short as possible, with patience, and with errors that say what to do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from benchfleet_controller.store import migrations
+
+_RETRY_S = 0.05
+_ENGINE_LOCK = threading.RLock()
+"""DuckDB refuses a second opening of a file in one process in another mode, so openings of this process queue here."""
+
+
+class StoreError(Exception):
+    """Something is wrong with the benchmark database; ``str()`` says what to do."""
+
+
+class StoreMissing(StoreError):
+    """There is no such file, and the operation only reads."""
+
+
+class StoreBusy(StoreError):
+    """Another process held the file for longer than we wait."""
+
+
+class StoreTooNew(StoreError):
+    """The file was written by a newer benchfleet."""
+
+
+class NotAStore(StoreError):
+    """The file is not a benchfleet database; it was not touched."""
+
+
+class StoreFull(StoreError):
+    """The disk is full; nothing of the operation was kept."""
+
+
+class SequenceGap(StoreError):
+    """Events do not follow the committed sequence; follow the job again from there."""
+
+
+class NoSuchRun(StoreError):
+    """No run, or more than one, answers to the text."""
+
+
+@contextmanager
+def opened(path: Path, *, write: bool, wait_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The file, open; a write is one transaction, committed at the end of the block and rolled back by an exception.
+
+    Raises a `StoreError`. A missing file is made by a write only; an older one is brought up to date first.
+    """
+    with _ENGINE_LOCK:
+        if not write and not path.exists():
+            raise StoreMissing(f"no benchmark database at {path}: run `benchfleet run` first or name it with --db")
+        deadline = time.monotonic() + wait_s
+        connection = _connect(path, write=write, deadline=deadline)
+        try:
+            if not write and _prepared(connection, path, write=False):
+                connection.close()
+                _connect_and_migrate(path, deadline)
+                connection = _connect(path, write=False, deadline=deadline)
+            with _translated(path):
+                if write:
+                    connection.execute("BEGIN TRANSACTION")
+                    _prepared(connection, path, write=True)
+                yield connection
+                if write:
+                    connection.execute("COMMIT")
+        finally:
+            # Closing an open transaction rolls it back.
+            with _translated(path):
+                connection.close()
+
+
+def _connect_and_migrate(path: Path, deadline: float) -> None:
+    connection = _connect(path, write=True, deadline=deadline)
+    try:
+        with _translated(path):
+            connection.execute("BEGIN TRANSACTION")
+            _prepared(connection, path, write=True)
+            connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+def _prepared(connection: duckdb.DuckDBPyConnection, path: Path, *, write: bool) -> bool:
+    """Check whose file it is and bring it up to date (write); True: it is ours but must be migrated first (read)."""
+    with _translated(path):
+        current = migrations.version(connection)
+        if current is None or (current == 0 and not write):
+            raise NotAStore(f"{path} is a DuckDB database, but not benchfleet's: name another file with --db")
+        if current > migrations.LATEST:
+            raise StoreTooNew(
+                f"{path} was written by a newer benchfleet (schema {current}, this one knows {migrations.LATEST}): "
+                "upgrade benchfleet or name another file with --db"
+            )
+        if not migrations.needed(connection):
+            return False
+        if write:
+            migrations.migrate(connection, current)
+        return True
+
+
+def _connect(path: Path, *, write: bool, deadline: float) -> duckdb.DuckDBPyConnection:
+    if write:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the directory of {path}: {error}; name another file with --db") from error
+    if path.is_dir():
+        raise NotAStore(f"{path} is a directory: name a file with --db")
+    if path.exists() and path.stat().st_size == 0:
+        # An empty file is what a killed first start leaves; DuckDB takes it for a new database only when writing.
+        if not write:
+            raise NotAStore(f"{path} is empty: run `benchfleet run` first or name another file with --db")
+    while True:
+        try:
+            connection = duckdb.connect(str(path), read_only=not write)
+            connection.execute("SET TimeZone = 'UTC'")
+            return connection
+        except duckdb.Error as error:
+            if not _is_lock(error):
+                raise _as_store_error(path, error) from error
+            if time.monotonic() >= deadline:
+                raise StoreBusy(
+                    f"{path} is in use by another process: wait for it to end or name another file with --db ({error})"
+                ) from error
+            time.sleep(_RETRY_S)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _as_store_error(path, error) from error
+
+
+def _is_lock(error: duckdb.Error) -> bool:
+    text = str(error)
+    return any(
+        sign in text
+        for sign in (
+            "Could not set lock",
+            "Conflicting lock",
+            "being used by another process",  # Windows
+            "already open",
+            "different configuration than existing connections",
+        )
+    )
+
+
+def _as_store_error(path: Path, error: duckdb.Error) -> StoreError:
+    text = str(error)
+    if "No space left" in text or "not enough space" in text or "disk is full" in text.lower():
+        return StoreFull(f"the disk of {path} is full: nothing was stored; free space and run `benchfleet collect`")
+    if "not a valid DuckDB database file" in text or "not a DuckDB" in text or "magic bytes" in text:
+        return NotAStore(f"{path} is not a DuckDB database: name another file with --db")
+    if "newer version of DuckDB" in text or "version number" in text or "storage version" in text:
+        return StoreTooNew(f"{path} was written by a newer DuckDB: upgrade the duckdb package ({text})")
+    if "Permission denied" in text or "read-only" in text.lower():
+        return StoreError(
+            f"{path} cannot be opened as needed: check its permissions or name another with --db ({text})"
+        )
+    if "WAL" in text and "replay" in text.lower():
+        return StoreError(
+            f"{path} has a damaged write-ahead log: move {path}.wal away to open it without the last changes, "
+            f"then run `benchfleet collect` to fetch what agents still hold ({text})"
+        )
+    if isinstance(error, duckdb.IOException):
+        return StoreError(f"{path} cannot be used: {text}")
+    return StoreError(f"the database refused an operation on {path}: {text}")

@@ -1,0 +1,69 @@
+"""How an older file becomes a newer one: ordered steps, each run once, in the transaction of the opening.
+
+A new step goes to the end of `MIGRATIONS` and never changes afterwards. Views are made anew after any step, so a
+changed view needs a step too (it may do nothing else). Metrics added to the contract get their column by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import duckdb
+
+from benchfleet.samples import SAMPLE_METRICS
+from benchfleet_controller.store.schema import TABLES
+from benchfleet_controller.store.views import VIEWS
+
+APPLICATION = "benchfleet"
+
+
+def m001_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """All tables of `schema.TABLES`."""
+    for table in TABLES:
+        connection.execute(table.ddl())
+
+
+MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_tables,)
+LATEST = len(MIGRATIONS)
+
+
+def version(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """The file's schema version; 0: an empty file; None: somebody else's database."""
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()}
+    if not tables:
+        return 0
+    if "schema_migrations" not in tables or not {"runs", "jobs", "cases"} <= tables:
+        return None
+    rows = connection.execute("SELECT application, max(version) FROM schema_migrations GROUP BY 1").fetchall()
+    return int(rows[0][1]) if len(rows) == 1 and rows[0][0] == APPLICATION else None
+
+
+def needed(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether `migrate` would change anything in a file of ours that is not newer than this program."""
+    return version(connection) != LATEST or bool(_missing_sample_columns(connection))
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, current: int) -> None:
+    """Bring the file from version ``current`` to `LATEST`; the caller holds the transaction."""
+    if current == 0:
+        connection.execute(
+            "CREATE TABLE schema_migrations (application VARCHAR, version INTEGER, name VARCHAR, applied_at TIMESTAMPTZ)"
+        )
+        connection.execute("COMMENT ON TABLE schema_migrations IS 'Steps that made this file what it is.'")
+    for number, step in enumerate(MIGRATIONS[current:], start=current + 1):
+        step(connection)
+        connection.execute(
+            "INSERT INTO schema_migrations VALUES (?, ?, ?, now())", [APPLICATION, number, step.__name__]
+        )
+    for name, type_ in _missing_sample_columns(connection):
+        connection.execute(f"ALTER TABLE samples ADD COLUMN {name} {type_}")
+    if current < LATEST:
+        for name, (query, comment) in VIEWS.items():
+            connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+            connection.execute(f"COMMENT ON VIEW {name} IS '{comment}'")
+
+
+def _missing_sample_columns(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
+    rows = connection.execute("SELECT column_name FROM information_schema.columns WHERE table_name = 'samples'")
+    present = {row[0] for row in rows.fetchall()}
+    return [(m.name, "BIGINT" if m.integer else "DOUBLE") for m in SAMPLE_METRICS if m.name not in present]

@@ -1,0 +1,208 @@
+"""Questions to the database, answered with plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from benchfleet_controller.metrics import BY_NAME, Source
+from benchfleet_controller.store.connection import NoSuchRun
+
+Row = dict[str, Any]
+_JSON_COLUMNS = frozenset({"devices", "runtimes", "probes", "problems", "plan", "components", "unmeasured"})
+_SHOWN_NEAR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run and how its jobs and cases stand."""
+
+    run_id: str
+    name: str
+    created_at: datetime
+    seed: int | None
+    held_by: str
+    jobs: int
+    jobs_open: int
+    """Jobs that have not ended."""
+    cases: int
+    succeeded: int
+    failed: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job as stored."""
+
+    job_id: str
+    run_id: str
+    host_name: str
+    address: str
+    host_id: str | None
+    machine_id: str | None
+    state: str
+    failure_reason: str | None
+    failure_message: str | None
+    committed_sequence: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    released: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHost:
+    """A host seen before: how to reach it again."""
+
+    name: str
+    address: str
+    host_id: str
+    machine_id: str
+    seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RoundValues:
+    """One metric by round, for `compare`: arrays of equal length, one entry a counted round of a case.
+
+    ``value`` is the metric over that round (NaN: unmeasured), ``weight`` what it rests on (requests, tokens …).
+    """
+
+    case_id: npt.NDArray[np.object_]
+    value: npt.NDArray[np.float64]
+    weight: npt.NDArray[np.float64]
+
+
+_JOB_COLUMNS = ", ".join(JobRow.__dataclass_fields__)
+
+
+def rows(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    """All rows as dicts; JSON columns parsed. For answers of up to thousands of rows."""
+    result = connection.execute(sql, list(parameters))
+    names = [column[0] for column in result.description or ()]
+    return [
+        {n: json.loads(v) if n in _JSON_COLUMNS and v is not None else v for n, v in zip(names, row, strict=True)}
+        for row in result.fetchall()
+    ]
+
+
+def runs(connection: duckdb.DuckDBPyConnection) -> list[RunRow]:
+    """All runs, newest first."""
+    found = connection.execute("""
+        SELECT r.run_id, r.name, r.created_at, r.seed, r.held_by, coalesce(j.n, 0), coalesce(j.open, 0),
+               coalesce(c.n, 0), coalesce(c.succeeded, 0), coalesce(c.failed, 0), coalesce(c.skipped, 0)
+        FROM runs r
+        LEFT JOIN (SELECT run_id, count(*) AS n, count(*) FILTER (WHERE state IN ('pending', 'running')) AS open
+                   FROM jobs GROUP BY run_id) j USING (run_id)
+        LEFT JOIN (SELECT run_id, count(*) AS n, count(*) FILTER (WHERE status = 'succeeded') AS succeeded,
+                          count(*) FILTER (WHERE status = 'failed') AS failed,
+                          count(*) FILTER (WHERE status = 'skipped') AS skipped
+                   FROM cases GROUP BY run_id) c USING (run_id)
+        ORDER BY r.created_at DESC, r.run_id""").fetchall()
+    return [RunRow(*row) for row in found]
+
+
+def resolve_run(connection: duckdb.DuckDBPyConnection, text: str) -> str:
+    """The run an id, a unique prefix or ``last`` names; `NoSuchRun` says what is near."""
+    known = connection.execute("SELECT run_id, name FROM runs ORDER BY created_at DESC, run_id").fetchall()
+    ids = [row[0] for row in known]
+    if not ids:
+        raise NoSuchRun("there are no runs yet: run `benchfleet run` first or name another file with --db")
+    if text == "last":
+        return str(ids[0])
+    if text in ids:
+        return text
+    found = [run_id for run_id in ids if text and run_id.startswith(text)]
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        raise NoSuchRun(f"{text!r} names {len(found)} runs: {', '.join(found[:_SHOWN_NEAR])}; give more of the id")
+    named = [run_id for run_id, name in known if name == text]
+    if named:
+        raise NoSuchRun(f"no run has the id {text!r}; runs of that name: {', '.join(named[:_SHOWN_NEAR])}")
+    near = get_close_matches(text, ids, n=3, cutoff=0.5) or ids[:3]
+    raise NoSuchRun(f"no run {text!r}; near: {', '.join(near)} (`benchfleet runs` lists all)")
+
+
+def jobs(connection: duckdb.DuckDBPyConnection, where: str, parameters: Sequence[Any] = ()) -> list[JobRow]:
+    """Jobs that meet a condition of ours, in the order of their runs and hosts."""
+    sql = f"SELECT {_JOB_COLUMNS} FROM jobs WHERE {where} ORDER BY run_id, host_name, job_id"  # noqa: S608 - our text
+    return [JobRow(*row) for row in connection.execute(sql, list(parameters)).fetchall()]
+
+
+def known_hosts(connection: duckdb.DuckDBPyConnection) -> list[KnownHost]:
+    """Hosts by name, each as it was last seen."""
+    found = connection.execute("""
+        SELECT name, max_by(address, seen_at), max_by(host_id, seen_at), max_by(machine_id, seen_at), max(seen_at)
+        FROM hosts GROUP BY name ORDER BY name""").fetchall()
+    return [KnownHost(*row) for row in found]
+
+
+def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None) -> list[Row]:
+    """The view ``case_results`` of some runs (None: of all), in the order of runs, hosts and cases."""
+    where, parameters = _of_runs(run_ids, "c.run_id")
+    sql = f"""SELECT c.* FROM case_results c JOIN runs USING (run_id) WHERE {where}
+        ORDER BY runs.created_at, c.run_id, c.host, c.case_index"""  # noqa: S608 - our text
+    return rows(connection, sql, parameters)
+
+
+def hosts_of_runs(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
+    """Fingerprints of the hosts of some runs, as they were then; ``job_id`` and ``host`` say which."""
+    sql = """SELECT j.job_id, j.run_id, j.host_name AS host, h.* EXCLUDE (name) FROM jobs j
+        JOIN (SELECT * FROM hosts QUALIFY row_number() OVER (PARTITION BY fingerprint ORDER BY seen_at DESC) = 1) h
+          ON h.fingerprint = j.fingerprint
+        WHERE j.run_id IN (SELECT unnest(?)) ORDER BY j.run_id, j.host_name"""
+    return rows(connection, sql, [list(run_ids)])
+
+
+def sample_answers(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[Row]:
+    """The first counted ok answer of each case to each prompt: case_id, prompt_id, text, reasoning_text."""
+    sql = """SELECT case_id, prompt_id, text, reasoning_text FROM requests
+        WHERE run_id = ? AND NOT warmup AND status = 'ok'
+        QUALIFY row_number() OVER (PARTITION BY case_id, prompt_id ORDER BY start_ns) = 1
+        ORDER BY case_id, prompt_id"""
+    return rows(connection, sql, [run_id])
+
+
+def failure_reasons(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
+    """Failed counted requests by case and reason, with one message as an example: case_id, reason, n, message."""
+    sql = """SELECT case_id, reason, count(*) AS n, min_by(message, start_ns) AS message FROM requests
+        WHERE run_id IN (SELECT unnest(?)) AND status <> 'ok' AND NOT warmup GROUP BY case_id, reason
+        ORDER BY case_id, n DESC, reason"""
+    return rows(connection, sql, [list(run_ids)])
+
+
+def round_values(connection: duckdb.DuckDBPyConnection, metric: str, run_ids: Sequence[str] | None) -> RoundValues:
+    """One metric by counted round. Metrics that have no value by round give empty arrays."""
+    source = BY_NAME[metric].by_round
+    if source is None:
+        return RoundValues(np.empty(0, object), np.empty(0), np.empty(0))
+    where, parameters = _of_runs(run_ids, "run_id")
+    if source.table is Source.REQUESTS:
+        sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM request_metrics
+            WHERE NOT warmup AND status = 'ok' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
+    else:
+        sql = f"""SELECT r.case_id, {source.value} AS value, {source.weight} AS weight FROM rounds r
+            LEFT JOIN requests q USING (round_id)
+            WHERE NOT r.warmup AND r.end_ns IS NOT NULL AND r.{where}
+            GROUP BY r.case_id, r.round_id, r.start_ns, r.end_ns"""  # noqa: S608 - our text
+    found = connection.execute(f"SELECT * FROM ({sql}) ORDER BY ALL", parameters).fetchnumpy()  # noqa: S608
+    return RoundValues(
+        np.asarray(found["case_id"], object),
+        np.ma.filled(np.ma.asarray(found["value"]).astype(np.float64), np.nan),
+        np.ma.filled(np.ma.asarray(found["weight"]).astype(np.float64), 0.0),
+    )
+
+
+def _of_runs(run_ids: Sequence[str] | None, column: str) -> tuple[str, list[Any]]:
+    if run_ids is None:
+        return f"{column} IS NOT NULL", []
+    return f"{column} IN (SELECT unnest(?))", [list(run_ids)]

@@ -1,0 +1,183 @@
+"""The views a person can query, and the one place where metrics get their formulas (the design's section 5).
+
+Per request (`request_metrics`), with t_first and t_last the first and last token-bearing chunk:
+
+* ``ttft_s`` = t_first − t0; ``e2e_s`` = end of the body − t0;
+* ``rate_tokens`` = the tokens known to have arrived between t_first and t_last: the visible ones where they are known,
+  all counted ones where several came per chunk or the server splits tokens, else one a chunk (a lower bound);
+  ``rate_basis`` says which. ``tpot_s`` = (t_last − t_first)/(rate_tokens − 1); ``decode_tokens_per_s`` its inverse.
+
+Per case (`case_results`) only ok requests of counted rounds enter; see the comments of its columns.
+"""
+
+from __future__ import annotations
+
+REQUEST_METRICS = """
+SELECT
+  request_id, run_id, job_id, case_id, round_id, warmup, prompt_id, status, reason, start_ns,
+  token_offset_ns[1] / 1e9 AS ttft_s,
+  (coalesce(done_ns, end_ns) - start_ns) / 1e9 AS e2e_s,
+  token_offset_ns[-1] / 1e9 AS last_token_s,
+  CASE WHEN visible_tokens IS NOT NULL THEN visible_tokens
+       WHEN accounting IN ('several_tokens_per_chunk', 'more_chunks_than_tokens') THEN output_tokens
+       WHEN accounting = 'fewer_chunks_than_tokens' THEN len(token_offset_ns) END AS rate_tokens,
+  CASE WHEN visible_tokens = output_tokens THEN 'output'
+       WHEN visible_tokens IS NOT NULL THEN 'visible'
+       WHEN accounting IN ('several_tokens_per_chunk', 'more_chunks_than_tokens') THEN 'output'
+       WHEN accounting = 'fewer_chunks_than_tokens' THEN 'chunks' END AS rate_basis,
+  CASE WHEN rate_tokens > 1 AND token_offset_ns[-1] > token_offset_ns[1]
+       THEN (token_offset_ns[-1] - token_offset_ns[1]) / 1e9 END AS decode_s,
+  decode_s / (rate_tokens - 1) AS tpot_s,
+  (rate_tokens - 1) / decode_s AS decode_tokens_per_s,
+  CASE WHEN coalesce(hidden_tokens, 0) = 0 AND token_offset_ns[1] > 0
+       THEN prompt_tokens / (token_offset_ns[1] / 1e9) END AS prefill_tokens_per_s,
+  CASE WHEN len(token_offset_ns) > 1
+       THEN list_transform(list_zip(token_offset_ns[2:], token_offset_ns[1:len(token_offset_ns) - 1]),
+                           lambda pair: (pair[1] - pair[2]) / 1e9) END AS itl_s,
+  prompt_tokens, cached_prompt_tokens, output_tokens, visible_tokens, hidden_tokens, tokens_source, accounting,
+  finish_reason, stamp_source, text
+FROM requests
+"""
+
+# Counted requests of a case: aggregates of request_metrics.
+REQUEST_PART = """
+SELECT
+  case_id,
+  count(*) AS requests,
+  count(*) FILTER (WHERE status <> 'ok') AS failed,
+  count(ttft_s) FILTER (WHERE status = 'ok') AS ttft_n,
+  avg(ttft_s) FILTER (WHERE status = 'ok') AS ttft_avg_s,
+  quantile_cont(ttft_s, [0.5, 0.95]) FILTER (WHERE status = 'ok') AS ttft_q,
+  count(e2e_s) FILTER (WHERE status = 'ok') AS e2e_n,
+  avg(e2e_s) FILTER (WHERE status = 'ok') AS e2e_avg_s,
+  quantile_cont(e2e_s, [0.5, 0.95]) FILTER (WHERE status = 'ok') AS e2e_q,
+  avg(tpot_s) FILTER (WHERE status = 'ok') AS tpot_avg_s,
+  sum(rate_tokens - 1) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
+    / sum(decode_s) FILTER (WHERE status = 'ok') AS decode_tokens_per_s,
+  string_agg(DISTINCT rate_basis, '+' ORDER BY rate_basis) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
+    AS decode_basis,
+  sum(prompt_tokens) FILTER (WHERE status = 'ok' AND prefill_tokens_per_s IS NOT NULL)
+    / sum(ttft_s) FILTER (WHERE status = 'ok' AND prefill_tokens_per_s IS NOT NULL) AS prefill_tokens_per_s,
+  sum(output_tokens) FILTER (WHERE status = 'ok')::BIGINT AS output_tokens,
+  sum(prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS prompt_tokens,
+  sum(cached_prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS cached_prompt_tokens,
+  string_agg(DISTINCT tokens_source, '+' ORDER BY tokens_source) FILTER (WHERE status = 'ok') AS tokens_source,
+  string_agg(DISTINCT accounting, '+' ORDER BY accounting) FILTER (WHERE status = 'ok') AS accounting,
+  string_agg(DISTINCT stamp_source, '+' ORDER BY stamp_source) FILTER (WHERE status = 'ok') AS stamp_source
+FROM request_metrics WHERE NOT warmup GROUP BY case_id
+"""
+
+# Gaps are unnested side by side, which stays vectorised; a lambda over 128 million gaps does not.
+GAP_PART = """
+SELECT case_id, quantile_cont(gap_s, [0.5, 0.95]) AS itl_q, count(*) AS itl_n
+FROM (SELECT case_id, (unnest(token_offset_ns[2:])
+                       - unnest(token_offset_ns[1:len(token_offset_ns) - 1])) / 1e9 AS gap_s
+      FROM requests WHERE NOT warmup AND status = 'ok' AND len(token_offset_ns) > 1)
+GROUP BY case_id
+"""
+
+# The first request after the load pays for what later ones find ready; reported apart.
+COLD_PART = """
+SELECT case_id, min_by(ttft_s, start_ns) AS cold_ttft_s FROM request_metrics WHERE status = 'ok' GROUP BY case_id
+"""
+
+# Tokens over wall time of the rounds that ended; a round cut short has no wall time to divide by.
+ROUND_PART = """
+SELECT r.case_id, count(*) AS rounds, sum(r.end_ns - r.start_ns) / 1e9 AS rounds_s,
+       sum(r.load_cpu_ns) / nullif(sum(r.end_ns - r.start_ns), 0) AS load_cpu_ratio,
+       sum(t.tokens) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS output_tokens_per_s
+FROM rounds r
+LEFT JOIN (SELECT round_id, sum(output_tokens) FILTER (WHERE status = 'ok') AS tokens
+           FROM requests GROUP BY round_id) t USING (round_id)
+WHERE NOT r.warmup AND r.end_ns IS NOT NULL GROUP BY r.case_id
+"""
+
+SAMPLE_PART = """
+WITH in_rounds AS (
+  SELECT s.case_id, s.round_id, coalesce(s.device_id, '') AS device_id, sample_ns,
+         runtime_cpu_ns, device_busy_ratio, device_power_w, device_energy_mj,
+         lag(sample_ns) OVER same AS last_ns, lag(device_power_w) OVER same AS last_power_w
+  FROM samples s WHERE s.phase = 'round'
+  WINDOW same AS (PARTITION BY s.case_id, s.round_id, s.probe_id, s.device_id ORDER BY sample_ns)
+), cpu AS (
+  SELECT case_id, sum(used_ns) / nullif(sum(span_ns), 0) AS busy_cores FROM (
+    SELECT case_id, max_by(runtime_cpu_ns, sample_ns) - min_by(runtime_cpu_ns, sample_ns) AS used_ns,
+           max(sample_ns) - min(sample_ns) AS span_ns
+    FROM in_rounds WHERE runtime_cpu_ns IS NOT NULL GROUP BY case_id, round_id)
+  WHERE used_ns >= 0 AND span_ns > 0 GROUP BY case_id
+), energy AS (
+  -- A counter where there is one; else power over time (trapezoids between readings of a round).
+  SELECT case_id, sum(round_j) AS energy_j FROM (
+    SELECT case_id, round_id, device_id, coalesce(
+      CASE WHEN count(device_energy_mj) > 1
+           THEN (max_by(device_energy_mj, sample_ns) - min_by(device_energy_mj, sample_ns)) / 1e3 END,
+      sum((device_power_w + last_power_w) / 2 * (sample_ns - last_ns) / 1e9)) AS round_j
+    FROM in_rounds GROUP BY case_id, round_id, device_id)
+  WHERE round_j >= 0 GROUP BY case_id
+), busy AS (
+  SELECT case_id, max(ratio) AS gpu_busy_ratio FROM (
+    SELECT case_id, device_id, coalesce(
+      sum(device_busy_ratio * (sample_ns - last_ns))
+        / nullif(sum(sample_ns - last_ns) FILTER (WHERE device_busy_ratio IS NOT NULL), 0),
+      avg(device_busy_ratio)) AS ratio
+    FROM in_rounds GROUP BY case_id, device_id)
+  GROUP BY case_id
+), device_memory AS (
+  -- The runtime's own share where the driver tells it; else what the device holds above its baseline.
+  SELECT case_id, sum(peak)::BIGINT AS vram_peak_bytes FROM (
+    SELECT case_id, device_id, coalesce(
+      max(device_memory_runtime_bytes),
+      greatest(0, max(device_memory_used_bytes) FILTER (WHERE phase <> 'baseline')
+                  - median(device_memory_used_bytes) FILTER (WHERE phase = 'baseline'))) AS peak
+    FROM samples WHERE device_id IS NOT NULL GROUP BY case_id, device_id)
+  GROUP BY case_id
+)
+SELECT a.case_id, a.samples, a.ram_peak_bytes, a.swap_growth_bytes, vram_peak_bytes, gpu_busy_ratio, busy_cores,
+       energy_j
+FROM (SELECT case_id, count(*) AS samples, max(runtime_rss_bytes) AS ram_peak_bytes,
+             max(host_swap_used_bytes) - min_by(host_swap_used_bytes, sample_ns) AS swap_growth_bytes
+      FROM samples WHERE case_id IS NOT NULL GROUP BY case_id) a
+LEFT JOIN cpu USING (case_id) LEFT JOIN energy USING (case_id)
+LEFT JOIN busy USING (case_id) LEFT JOIN device_memory USING (case_id)
+"""
+
+CASE_RESULTS = f"""
+SELECT
+  j.host_name AS host, coalesce(c.device, c.device_asked) AS device, c.runtime,
+  coalesce(c.alias, c.model) AS model, c.variant, c.status, c.reason,
+  coalesce(o.rounds, 0) AS rounds, coalesce(q.requests, 0) AS requests, coalesce(q.failed, 0) AS failed,
+  q.ttft_avg_s, q.ttft_q[1] AS ttft_p50_s, q.ttft_q[2] AS ttft_p95_s,
+  q.e2e_avg_s, q.e2e_q[1] AS e2e_p50_s, q.e2e_q[2] AS e2e_p95_s,
+  g.itl_q[1] AS itl_p50_s, g.itl_q[2] AS itl_p95_s, q.tpot_avg_s,
+  q.decode_tokens_per_s, q.decode_basis, q.prefill_tokens_per_s, o.output_tokens_per_s,
+  q.output_tokens, q.prompt_tokens, q.cached_prompt_tokens, q.tokens_source, q.accounting,
+  c.load_ns / 1e9 AS load_s, f.cold_ttft_s,
+  s.ram_peak_bytes, s.vram_peak_bytes, s.gpu_busy_ratio,
+  s.busy_cores / h.logical_cores AS cpu_busy_ratio, s.energy_j, coalesce(s.samples, 0) AS samples,
+  c.case_id, c.run_id, c.job_id, c.case_index, c.message, c.concurrency, c.prompt_set,
+  c.planned_rounds, c.warmup_rounds, c.max_tokens, c.temperature, c.top_p, c.seed, c.stream,
+  c.model AS model_asked, c.device_asked, c.ep_requested, c.ep_actual,
+  coalesce(c.ep_actual, c.ep_requested) AS execution_provider,
+  c.size_bytes, c.license, c.context_length, coalesce(q.stamp_source, c.stamp_source) AS stamp_source,
+  c.remote, c.dropped_readings, c.unmeasured, c.components, o.load_cpu_ratio, s.swap_growth_bytes,
+  coalesce(q.ttft_n, 0) AS ttft_n, coalesce(q.e2e_n, 0) AS e2e_n, coalesce(g.itl_n, 0) AS itl_n,
+  j.fingerprint, c.started_at, c.finished_at
+FROM cases c
+JOIN jobs j USING (job_id)
+LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
+  ON h.fingerprint = j.fingerprint
+LEFT JOIN ({REQUEST_PART}) q ON q.case_id = c.case_id
+LEFT JOIN ({GAP_PART}) g ON g.case_id = c.case_id
+LEFT JOIN ({COLD_PART}) f ON f.case_id = c.case_id
+LEFT JOIN ({ROUND_PART}) o ON o.case_id = c.case_id
+LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
+"""  # noqa: S608 - our own text
+
+VIEWS: dict[str, tuple[str, str]] = {
+    "request_metrics": (REQUEST_METRICS, "Metrics of each request, warm-up included; times in seconds."),
+    "case_results": (
+        CASE_RESULTS,
+        "Results of each case over the ok requests of its counted rounds; NULL: unmeasured.",
+    ),
+}
+"""Name → (query, comment), in the order to create them."""

@@ -1,0 +1,110 @@
+"""How agents and controllers reach each other: addresses, channel and server options, errors on the wire."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from benchfleet.failures import Failure, Reason
+
+DEFAULT_PORT = 50551
+ERROR_DOMAIN = "benchfleet"
+MAX_MESSAGE_BYTES = 16 << 20
+BATCH_BYTES = 512 << 10
+"""About how much one StreamJobEvents message carries."""
+
+_KEEPALIVE: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # keepalive_timeout_ms alone is ignored: a frozen peer would go unnoticed for a minute
+    # (https://github.com/grpc/grpc/pull/39239).
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_LIMITS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+]
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    *_KEEPALIVE,
+    *_LIMITS,
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),  # agents are in the local network; a web proxy has no business here
+]
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    *_KEEPALIVE,
+    *_LIMITS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # a second agent on the same port must fail, not share it
+]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port``, ``[v6]:port`` or a bare host (with the default port) as host and port.
+
+    Raises ValueError with what is wrong and how to write it.
+    """
+    text = address.strip()
+    host, separator, port = text.rpartition(":")
+    if not separator or (text.count(":") > 1 and not host.endswith("]")):
+        host, port = text, str(DEFAULT_PORT)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is no address; write HOST:PORT, for example 192.168.1.20:{DEFAULT_PORT}")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The address as gRPC wants it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(code: grpc.StatusCode, failure: Failure, metadata: Mapping[str, str] | None = None) -> grpc.Status:
+    """The status of a refused call: one ErrorInfo with the reason (AIP-193)."""
+    detail = any_pb2.Any()
+    detail.Pack(
+        error_details_pb2.ErrorInfo(reason=failure.reason.value, domain=ERROR_DOMAIN, metadata=dict(metadata or {}))
+    )
+    number = code_pb2.Code.Value(code.name)
+    status: grpc.Status = rpc_status.to_status(
+        status_pb2.Status(code=number, message=failure.message, details=[detail])
+    )
+    return status
+
+
+def failure_of(error: grpc.RpcError) -> tuple[Failure, dict[str, str]] | None:
+    """The failure and metadata a refused call carries; None when the status is not ours."""
+    try:
+        # The synchronous function also reads grpc.aio's errors; its async twin does not.
+        status = rpc_status.from_call(error)
+    except (ValueError, NotImplementedError, AttributeError):
+        return None
+    if status is None:
+        return None
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            try:
+                reason = Reason(info.reason)
+            except ValueError:
+                reason = Reason.INTERNAL
+            return Failure(reason, status.message), dict(info.metadata)
+    return None
