@@ -127,6 +127,9 @@ class Child:
                     os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def log_tail(self, limit_bytes: int = 4000) -> str:
         """The last words the child and its libraries printed."""
@@ -144,13 +147,14 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue  # cannot happen once the child has taken its protocol; never fatal
-            if isinstance(message, dict):
-                self._messages.put(message)
+        with self._process.stdout as lines:
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    continue  # cannot happen once the child has taken its protocol; never fatal
+                if isinstance(message, dict):
+                    self._messages.put(message)
         self._messages.put(None)
 
 

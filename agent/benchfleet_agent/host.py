@@ -28,9 +28,12 @@ from benchfleet_agent.probes import DeviceInfo, ProbeDescription
 from benchfleet_agent.probes.system import in_foreign_pid_namespace, machine_facts
 
 _SALT = b"benchfleet machine id, version 1\0"
+_CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _HOST_ID_FILE = "host_id"
 _LOW_DISK_RATIO = 0.10
 _BUSY_RATIO = 0.10
+_SELF_SCALING_DRIVERS = {"intel_pstate", "amd-pstate-epp"}
+"""Under these, powersave is the usual governor and goes up to full speed (kernel.org, admin-guide/pm)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def _kept_host_id(data_dir: Path) -> str:
     if not path.exists():
         data_dir.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=data_dir, prefix=_HOST_ID_FILE)
-        with open(descriptor, "w", encoding="ascii") as file:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(f"{uuid.uuid4()}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -152,7 +155,7 @@ def parse_cpuinfo(text: str) -> str:
 
 def parse_os_release(text: str) -> str:
     """Return the distribution's name for people from ``/etc/os-release``; empty when it has none."""
-    fields = dict(re.findall(r"^([A-Z_]+)=[\"']?(.*?)[\"']?\s*$", text, re.MULTILINE))
+    fields: dict[str, str] = dict(re.findall(r"^([A-Z_]+)=[\"']?(.*?)[\"']?\s*$", text, re.MULTILINE))
     return fields.get("PRETTY_NAME") or fields.get("NAME", "")
 
 
@@ -183,6 +186,8 @@ class Conditions:
     """Share of all logical processors busy with no job running."""
     governor: str | None = None
     """Linux: cpufreq's governor of the first processor."""
+    frequency_driver: str | None = None
+    """Linux: cpufreq's driver of the first processor."""
 
 
 def find_problems(conditions: Conditions, data_dir: Path) -> tuple[Problem, ...]:
@@ -209,7 +214,7 @@ def find_problems(conditions: Conditions, data_dir: Path) -> tuple[Problem, ...]
                 "end them, or wait until they are done",
             )
         )
-    if conditions.governor == "powersave":
+    if conditions.governor == "powersave" and conditions.frequency_driver not in _SELF_SCALING_DRIVERS:
         problems.append(
             Problem(
                 Severity.WARNING,
@@ -285,7 +290,8 @@ def fingerprint(
         on_battery=facts.on_battery,
         disk_free_ratio=_disk_free_ratio(data_dir),
         busy_ratio=busy_ratio,
-        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=_read(_CPUFREQ / "scaling_governor"),
+        frequency_driver=_read(_CPUFREQ / "scaling_driver"),
     )
     version, edition = _os_version()
     return Fingerprint(

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from benchfleet_controller import stats
@@ -182,7 +183,7 @@ def _of_hosts(hosts: Sequence[Row]) -> Iterator[Warned]:
 def _of_host(name: str, seen: Sequence[Row]) -> Iterator[Warned]:
     if any(host.get("on_battery") for host in seen):
         yield Warned(Code.ON_BATTERY, name, "it ran on battery: clocks may be throttled", "plug it in and run again")
-    for earlier, later in zip(seen, seen[1:], strict=False):
+    for earlier, later in pairwise(seen):
         changed = [k for k in _IDENTITY if k in earlier and k in later and earlier[k] != later[k]]
         if changed:
             message = f"it changed between runs: {', '.join(changed)}"

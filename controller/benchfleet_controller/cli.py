@@ -145,7 +145,7 @@ def _add_answers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     show = _command(commands, "show", "answers:show", "one run's results, a line a case")
     show.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
     _add_format(show)
-    compare = _command(commands, "compare", "answers:compare", "which is better, by how much, how sure")
+    compare = _command(commands, "compare", "answers:compare_command", "which is better, by how much, how sure")
     compare.epilog = "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD"
     compare.formatter_class = argparse.RawDescriptionHelpFormatter
     compare.add_argument("run", nargs="*", metavar="RUN", help=f"{_RUN_HELP}; several are put together (default last)")

@@ -123,7 +123,7 @@ class ProbeDescription:
     cost_us: float | None
     """Median time of one reading, in microseconds; None: not measured."""
     metrics: tuple[str, ...]
-    """Names it delivers here."""
+    """Names it delivers here, or would if it were available."""
     period_ms: int
     devices: tuple[DeviceInfo, ...] = ()
     gaps: Mapping[str, str] = field(default_factory=dict)
@@ -192,7 +192,7 @@ def _describe(probe: Probe, targets: Targets, clock: Callable[[], int], reading_
             available=False,
             reason=reason,
             cost_us=None,
-            metrics=(),
+            metrics=probe.metrics(),
             period_ms=probe.period_ms,
             gaps=dict.fromkeys(probe.metrics(), reason),
         )

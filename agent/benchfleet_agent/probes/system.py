@@ -7,6 +7,7 @@ got the same id later); elsewhere from psutil.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import sys
@@ -38,6 +39,7 @@ METRICS = (
 _LIST_PERIOD_NS = 1_000_000_000
 _LIST_SHARE = 500
 """Process trees are listed again after this many times the time the last listing took (0.2 % of one core)."""
+_PAGE_BYTES = mmap.PAGESIZE
 _SWAP_PERIOD_NS = 1_000_000_000
 _NO_RUNTIME = "no process of the runtime runs on this host"
 
@@ -113,27 +115,35 @@ def host_cpu_ns(times: Mapping[str, float]) -> tuple[int, int]:
 
 
 class LinuxProcess:
-    """A process read through its kept-open status file and its CPU clock."""
+    """A process read through one kept-open file and its CPU clock.
 
-    __slots__ = ("_clock_id", "_status")
+    With ``split`` the memory is told apart (``status``); without, only its sum is read (``statm``, far cheaper).
+    """
 
-    def __init__(self, pid: int) -> None:
-        self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+    __slots__ = ("_clock_id", "_file", "_split")
+
+    def __init__(self, pid: int, *, split: bool = True) -> None:
+        self._split = split
+        self._file = os.open(f"/proc/{pid}/{'status' if split else 'statm'}", os.O_RDONLY)
         # clock_getcpuclockid(3) without the library call: nanoseconds, where /proc/<pid>/stat has 10 ms ticks.
         self._clock_id = (~pid << 3) | 2
 
     def usage(self) -> ProcessUsage | None:
         """Read memory and CPU time."""
         try:
-            memory = parse_process_status(_pread(self._status))
+            text = _pread(self._file)
             cpu_ns = _clock_ns(self._clock_id)
         except OSError:
             return None
-        return None if memory is None else ProcessUsage(*memory, cpu_ns)
+        if self._split:
+            memory = parse_process_status(text)
+            return None if memory is None else ProcessUsage(*memory, cpu_ns)
+        resident = int(text.split(" ", 2)[1]) * _PAGE_BYTES
+        return ProcessUsage(resident, None, None, cpu_ns) if resident else None
 
     def close(self) -> None:
-        """Close the status file."""
-        os.close(self._status)
+        """Close the file."""
+        os.close(self._file)
 
 
 class PsutilProcess:
@@ -159,12 +169,14 @@ class PsutilProcess:
 
 
 def _pread(descriptor: int) -> str:
-    assert sys.platform != "win32"
+    if sys.platform == "win32":
+        raise OSError("there is no /proc")
     return os.pread(descriptor, 16_384, 0).decode("utf-8", "replace")
 
 
 def _clock_ns(clock_id: int) -> int:
-    assert sys.platform != "win32"
+    if sys.platform == "win32":
+        raise OSError("there are no process clocks")
     return time.clock_gettime_ns(clock_id)
 
 
@@ -264,12 +276,14 @@ class SystemProbe:
         self._psutil = _psutil()
         if sys.platform == "linux":
             self._meminfo = os.open("/proc/meminfo", os.O_RDONLY)
-        single = ProcessTree(lambda _: (), self._open, self._clock)
-        agent = ProcessTree(lambda _: (), self._open, self._clock)
-        self._trees = (ProcessTree(descendants, self._open, self._clock), single, agent)
+        runtime = ProcessTree(descendants, lambda pid: self._open(pid, split=True), self._clock)
+        load, agent = (
+            ProcessTree(lambda _: (), lambda pid: self._open(pid, split=False), self._clock) for _ in range(2)
+        )
+        self._trees = (runtime, load, agent)
 
-    def _open(self, pid: int) -> Process:
-        return LinuxProcess(pid) if sys.platform == "linux" else PsutilProcess(_psutil(), pid)
+    def _open(self, pid: int, *, split: bool) -> Process:
+        return LinuxProcess(pid, split=split) if sys.platform == "linux" else PsutilProcess(_psutil(), pid)
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the values read."""

@@ -44,9 +44,22 @@ SCHEMA_VERSION = 1
 REPORT_ENDINGS = (".md", ".json", ".csv")
 _ANSWER_CHARACTERS = 300
 
-CASE_COLUMNS = ["host", "device", "runtime", "model", "variant", "status", "reason", "rounds", "requests", "failed", "ttft_p50_s", "ttft_p95_s", "e2e_avg_s", "e2e_p50_s", "e2e_p95_s", "itl_p50_s", "tpot_avg_s", "decode_tokens_per_s", "prefill_tokens_per_s", "output_tokens_per_s", "output_tokens", "prompt_tokens", "tokens_source", "accounting", "load_s", "ram_peak_bytes", "vram_peak_bytes", "gpu_busy_ratio", "cpu_busy_ratio", "energy_j", "samples", "case_id", "run_id", "job_id", "message", "concurrency", "prompt_set", "execution_provider", "size_bytes", "license", "stamp_source", "ttft_avg_s", "cold_ttft_s", "itl_p95_s", "decode_basis", "cached_prompt_tokens", "ep_requested", "ep_actual", "planned_rounds", "warmup_rounds", "max_tokens", "temperature", "top_p", "seed", "stream", "context_length", "remote", "dropped_readings", "unmeasured", "components"]
+CASE_COLUMNS: tuple[str, ...] = (
+    "host", "device", "runtime", "model", "variant", "status", "reason", "rounds", "requests", "failed", "ttft_p50_s",
+    "ttft_p95_s", "e2e_avg_s", "e2e_p50_s", "e2e_p95_s", "itl_p50_s", "tpot_avg_s", "decode_tokens_per_s",
+    "prefill_tokens_per_s", "output_tokens_per_s", "output_tokens", "prompt_tokens", "tokens_source", "accounting",
+    "load_s", "ram_peak_bytes", "vram_peak_bytes", "gpu_busy_ratio", "cpu_busy_ratio", "energy_j", "samples",
+    "case_id", "run_id", "job_id", "message", "concurrency", "prompt_set", "execution_provider", "size_bytes",
+    "license", "stamp_source", "ttft_avg_s", "cold_ttft_s", "itl_p95_s", "decode_basis", "cached_prompt_tokens",
+    "ep_requested", "ep_actual", "planned_rounds", "warmup_rounds", "max_tokens", "temperature", "top_p", "seed",
+    "stream", "context_length", "remote", "dropped_readings", "unmeasured", "components",
+)  # fmt: skip
 """Keys of a case in JSON and CSV, in this order; additions go to the end."""
 
+_LEGEND = (
+    "Ok requests of counted rounds only; – is unmeasured. Tokens/sec is the decode rate: "
+    "output tokens after the first over the time between first and last.\n"
+)
 _SUMMARY = (
     Column("model", "Model"),
     Column("e2e_avg_s", "Avg Latency (s)"),
@@ -103,7 +116,7 @@ class ReportError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything a report says. Rows are those of `store`: ``run``, ``hosts_of_runs``, ``case_results`` …"""
+    """Everything a report says; rows are what the methods of `store.Store` of these names answer."""
 
     run: Row
     hosts: Sequence[Row]
@@ -212,16 +225,16 @@ def _case(case: Row) -> dict[str, Any]:
 def _markdown(data: ReportData) -> str:
     run = data.run
     name = markdown_cell(str(run.get("name") or "run"))
+    when = human("created_at", run.get("created_at"))
+    asker = markdown_cell(str(run.get("held_by") or "somebody"))
     parts = [
         f"# Benchmark report: {name}\n",
-        f"Run `{clean(str(run.get('run_id')))}`, {human('created_at', run.get('created_at'))}, "
-        f"asked for by {markdown_cell(str(run.get('held_by') or 'somebody'))}.\n",
+        f"Run `{clean(str(run.get('run_id')))}`, {when}, asked for by {asker}.\n",
         "## Hosts\n",
         render_table([_host(host) for host in data.hosts], _HOSTS, "md"),
         "## Results\n",
         render_table(data.cases, _SUMMARY, "md"),
-        "Ok requests of counted rounds only; – is unmeasured. Tokens/sec is the decode rate: "
-        "output tokens after the first over the time between first and last.\n",
+        _LEGEND,
         render_table(data.cases, _DETAIL, "md"),
     ]
     parts += _comparison_part(data) + _warnings_part(data) + _failures_part(data) + _answers_part(data)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import duckdb
 
 import benchfleet
-from benchfleet.failures import Failure, Reason
+from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.plan import JobPlan, Plan
 from benchfleet_controller.store import ingest, queries
@@ -90,12 +90,15 @@ class Store:
         self._write(lambda connection: _record_host(connection, host, name, address))
 
     def mark_job(self, job_id: str, state: str, failure: Failure) -> None:
-        """A job that never started or was lost ends here: ``refused`` or ``unreachable``; its cases were skipped."""
+        """A job that never started ends here in a state such as ``refused`` or ``unreachable``; its cases were skipped.
+
+        Should the agent hold events of it after all, committing them opens it again.
+        """
 
         def change(connection: _Connection) -> None:
             connection.execute(
-                "UPDATE jobs SET state = ?, failure_reason = ?, failure_message = ?, finished_at = now() "
-                "WHERE job_id = ?",
+                "UPDATE jobs SET state = ?, failure_reason = ?, failure_message = ?, finished_at = now(), "
+                "released = true WHERE job_id = ?",
                 [state, failure.reason.value, failure.message, job_id],
             )
             ingest.close_cases(connection, job_id, failure.reason.value, failure.message)

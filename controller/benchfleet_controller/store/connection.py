@@ -115,10 +115,9 @@ def _connect(path: Path, *, write: bool, deadline: float) -> duckdb.DuckDBPyConn
             raise StoreError(f"cannot make the directory of {path}: {error}; name another file with --db") from error
     if path.is_dir():
         raise NotAStore(f"{path} is a directory: name a file with --db")
-    if path.exists() and path.stat().st_size == 0:
-        # An empty file is what a killed first start leaves; DuckDB takes it for a new database only when writing.
-        if not write:
-            raise NotAStore(f"{path} is empty: run `benchfleet run` first or name another file with --db")
+    # An empty file is what a killed first start leaves; DuckDB takes it for a new database only when writing.
+    if not write and path.exists() and path.stat().st_size == 0:
+        raise NotAStore(f"{path} is empty: run `benchfleet run` first or name another file with --db")
     while True:
         try:
             connection = duckdb.connect(str(path), read_only=not write)

@@ -107,8 +107,8 @@ def apply(connection: duckdb.DuckDBPyConnection, run_of: Mapping[str, str], batc
 def close_cases(connection: duckdb.DuckDBPyConnection, job_id: str, reason: str, message: str) -> None:
     """End the cases of a job that nothing more will be heard of: running ones failed, waiting ones were skipped."""
     connection.execute(
-        "UPDATE cases SET status = CASE status WHEN 'running' THEN 'failed' ELSE 'skipped' END, reason = ?, message = ? "
-        "WHERE job_id = ? AND status IN ('pending', 'running')",
+        "UPDATE cases SET status = CASE status WHEN 'running' THEN 'failed' ELSE 'skipped' END, reason = ?, "
+        "message = ? WHERE job_id = ? AND status IN ('pending', 'running')",
         [reason, message, job_id],
     )
 
@@ -116,7 +116,7 @@ def close_cases(connection: duckdb.DuckDBPyConnection, job_id: str, reason: str,
 def _apply_small(connection: duckdb.DuckDBPyConnection, job_id: str, event: event_pb2.Event, kind: str | None) -> None:
     at = event.event_time.ToJsonString() if event.HasField("event_time") else None
     if kind == "job_started":
-        _update(connection, "jobs", "job_id", job_id, {"state": "running", "started_at": at})
+        _update(connection, "jobs", "job_id", job_id, {"state": "running", "started_at": at, "released": False})
     elif kind == "case_started":
         _update(connection, "cases", "case_id", event.case_started.case_id, _started_case(event.case_started, at))
     elif kind == "model_loaded":
@@ -248,7 +248,7 @@ def _insert_requests(
             continue
         name = _RENAMED.get(column.name, column.name)
         if fields[name].has_presence:
-            columns[column.name] = _objects(getattr(row, name) if row.HasField(name) else None for row in rows)
+            columns[column.name] = _objects(_optional(row, name) for row in rows)
         elif column.name in _EMPTY_IS_NULL:
             columns[column.name] = _objects(getattr(row, name) or None for row in rows)
         else:

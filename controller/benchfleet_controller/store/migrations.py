@@ -47,7 +47,8 @@ def migrate(connection: duckdb.DuckDBPyConnection, current: int) -> None:
     """Bring the file from version ``current`` to `LATEST`; the caller holds the transaction."""
     if current == 0:
         connection.execute(
-            "CREATE TABLE schema_migrations (application VARCHAR, version INTEGER, name VARCHAR, applied_at TIMESTAMPTZ)"
+            "CREATE TABLE schema_migrations "
+            "(application VARCHAR, version INTEGER, name VARCHAR, applied_at TIMESTAMPTZ)"
         )
         connection.execute("COMMENT ON TABLE schema_migrations IS 'Steps that made this file what it is.'")
     for number, step in enumerate(MIGRATIONS[current:], start=current + 1):

@@ -1,0 +1,226 @@
+"""Answers from the database: runs, show, compare, report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchfleet_controller import metrics as registry
+from benchfleet_controller.checks import Warned, check
+from benchfleet_controller.commands import UsageError, store_of
+from benchfleet_controller.compare import Comparison, Rounds, compare
+from benchfleet_controller.report import (
+    CASE_COLUMNS,
+    Column,
+    ReportData,
+    clean,
+    comparison_rows,
+    human,
+    render_table,
+    to_json,
+    write_report,
+)
+from benchfleet_controller.store import Row, Store
+
+EXIT_DONE, EXIT_CASE_FAILED, EXIT_REGRESSION = 0, 1, 3
+
+_SHOWN = tuple(
+    Column(*pair)
+    for pair in (
+        ("host", "Host"),
+        ("model", "Model"),
+        ("device", "Device"),
+        ("concurrency", "Conc."),
+        ("status", "Status"),
+        ("rounds", "Rounds"),
+        ("requests", "Requests"),
+        ("ttft_p50_s", "TTFT p50 (s)"),
+        ("e2e_avg_s", "Latency avg (s)"),
+        ("e2e_p95_s", "p95 (s)"),
+        ("decode_tokens_per_s", "Tokens/s"),
+        ("load_s", "Load (s)"),
+        ("ram_peak_bytes", "RAM peak"),
+        ("vram_peak_bytes", "VRAM peak"),
+        ("cpu_busy_ratio", "CPU busy"),
+    )
+)
+_RUNS = tuple(
+    Column(*pair)
+    for pair in (
+        ("run_id", "Run"),
+        ("name", "Name"),
+        ("created_at", "Created"),
+        ("jobs", "Jobs"),
+        ("jobs_open", "Open"),
+        ("cases", "Cases"),
+        ("succeeded", "Succeeded"),
+        ("failed", "Failed"),
+        ("skipped", "Skipped"),
+        ("held_by", "By"),
+    )
+)
+
+
+def runs(options: argparse.Namespace) -> int:
+    """List runs, newest first."""
+    rows = [dataclasses.asdict(row) for row in store_of(options).runs()]
+    sys.stdout.write(render_table(rows, _RUNS, options.format))
+    return EXIT_DONE
+
+
+def show(options: argparse.Namespace) -> int:
+    """One run's results."""
+    store = store_of(options)
+    run_id = store.resolve_run(options.run)
+    cases = store.case_results([run_id])
+    if options.format in ("json", "csv"):
+        sys.stdout.write(render_table(cases, CASE_COLUMNS, options.format))
+    else:
+        sys.stdout.write(results_text(cases, store.hosts_of_runs([run_id]), options.format))
+    return EXIT_DONE
+
+
+def results_text(cases: Sequence[Row], hosts: Sequence[Row], style: str) -> str:
+    """A run for people: the table, what failed, what may mislead."""
+    parts = [render_table(cases, _SHOWN, style)]
+    parts += [
+        f"{clean(case['host'])} {clean(case['model'] or '')}: {case['status']} ({case['reason']}): {clean(case['message'] or '')}\n"
+        for case in cases
+        if case["reason"]
+    ]
+    parts += [warning_text(warned) for warned in check(cases, hosts)]
+    return "".join(parts)
+
+
+def warning_text(warned: Warned) -> str:
+    """A warning as a line."""
+    return f"warning: {clean(warned.subject)}: {clean(warned.message)}; {clean(warned.advice)}\n"
+
+
+def comparison_of(
+    store: Store, run_ids: Sequence[str], by: tuple[str, ...], baseline: str | None, metrics: Sequence[str]
+) -> Comparison:
+    """Compare the cases of runs; reads the values by round that intervals need."""
+    cases = store.case_results(run_ids)
+    rounds: dict[tuple[str, str], Rounds] = {}
+    for name in metrics:
+        if registry.BY_NAME[name].by_round is None:
+            continue
+        values = store.round_values(name, run_ids)
+        for case_id in {*values.case_id.tolist()}:
+            mine = values.case_id == case_id
+            rounds[name, case_id] = Rounds(values.value[mine], values.weight[mine])
+    return compare(cases, by, baseline, metrics, rounds)
+
+
+def comparison_text(comparison: Comparison, style: str = "table") -> str:
+    """A comparison for people."""
+    rows: list[dict[str, Any]] = []
+    for row, flat in zip(comparison.rows, comparison_rows(comparison), strict=True):
+        metric = registry.BY_NAME[row.metric]
+        interval = "" if row.low is None or row.high is None else f"{row.low:.2f}–{row.high:.2f}"
+        rows.append(
+            {
+                **{name: value for name, value in row.conditions.items()},
+                "group": row.group,
+                "metric": metric.label,
+                "value": human(row.metric, row.value),
+                "n": row.n,
+                "ratio": "1 (baseline)" if flat["verdict"] == "baseline" else _ratio(row.ratio),
+                "interval": interval,
+                "verdict": row.verdict.value.replace("_", " ") + (f": {row.why}" if row.why else ""),
+            }
+        )
+    conditions = [Column(name, name) for name in (comparison.rows[0].conditions if comparison.rows else ())]
+    columns = [
+        *conditions,
+        Column("metric", "Metric"),
+        Column("group", comparison.by[0].capitalize()),
+        Column("value", "Value"),
+        Column("n", "n"),
+        Column("ratio", "Ratio"),
+        Column("interval", "95 % interval"),
+        Column("verdict", "Verdict"),
+    ]
+    text = render_table(rows, columns, style)
+    flags = {clean(f"note: {row.group}: {flag}") for row in comparison.rows for flag in row.flags}
+    return text + "".join(f"{flag}\n" for flag in sorted(flags))
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """Which is better, by how much, how sure."""
+    store = store_of(options)
+    run_ids = [store.resolve_run(text) for text in options.run or ["last"]]
+    metrics = tuple(options.metric) or registry.DEFAULT_COMPARED
+    if unknown := [name for name in metrics if name not in registry.BY_NAME]:
+        raise UsageError(f"no metric {unknown[0]!r}; there are: {', '.join(registry.BY_NAME)}")
+    by: tuple[str, ...] = (options.by,)
+    baseline = options.baseline
+    if baseline is not None and (base_run := _run_named(store, baseline)):
+        by, baseline = ("run",), base_run
+        run_ids = list(dict.fromkeys([base_run, *run_ids]))
+    elif len(run_ids) > 1 and options.baseline is None:
+        by = ("run",)
+    try:
+        comparison = comparison_of(store, run_ids, by, baseline, metrics)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if options.format == "json":
+        sys.stdout.write(to_json(comparison_rows(comparison)))
+    elif options.format == "csv":
+        rows = comparison_rows(comparison)
+        sys.stdout.write(render_table(rows, list(rows[0]) if rows else [], "csv"))
+    else:
+        sys.stdout.write(comparison_text(comparison, options.format))
+    return _gate(comparison, options.fail_on_regression)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write a run's report."""
+    store = store_of(options)
+    run_id = store.resolve_run(options.run)
+    write_report(options.output, report_data(store, run_id), force=options.force)
+    print(options.output)
+    return EXIT_DONE
+
+
+def report_data(store: Store, run_id: str, baseline: str | None = None) -> ReportData:
+    """Everything a report of a run says; hosts are compared when there are several, else models."""
+    cases, hosts = store.case_results([run_id]), store.hosts_of_runs([run_id])
+    by = "host" if len({case["host"] for case in cases}) > 1 else "model"
+    return ReportData(
+        run=store.run(run_id),
+        hosts=hosts,
+        cases=cases,
+        comparison=comparison_of(store, [run_id], (by,), baseline, registry.DEFAULT_COMPARED),
+        warnings=check(cases, hosts),
+        answers=store.sample_answers(run_id),
+        failures=store.failure_reasons([run_id]),
+    )
+
+
+def _run_named(store: Store, text: str) -> str | None:
+    """The run a baseline names, if it names one rather than a group."""
+    found = [row.run_id for row in store.runs() if text in (row.run_id, row.name)]
+    prefixed = [row.run_id for row in store.runs() if len(text) >= 6 and row.run_id.startswith(text)]
+    return (found or prefixed or [None])[0]
+
+
+def _gate(comparison: Comparison, percent: str | None) -> int:
+    if percent is None:
+        return EXIT_DONE
+    try:
+        limit = float(percent.rstrip("%"))
+    except ValueError:
+        raise UsageError(f"--fail-on-regression takes a percentage such as 5 or 5%, not {percent!r}") from None
+    worse = comparison.regressions(limit)
+    for row in worse:
+        print(f"regression: {row.group} {row.metric} is {_ratio(row.ratio)} × the baseline", file=sys.stderr)
+    return EXIT_REGRESSION if worse else EXIT_DONE
+
+
+def _ratio(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"

@@ -1,0 +1,212 @@
+"""Runs: run, collect, cancel, demo."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchfleet_controller import campaign as campaigns
+from benchfleet_controller import fleet
+from benchfleet_controller.campaign import Campaign
+from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
+from benchfleet_controller.commands.answers import comparison_of, comparison_text, results_text
+from benchfleet_controller.fleet import HostProblem
+from benchfleet_controller.inventory import load_inventory
+from benchfleet_controller.live import Progress
+from benchfleet_controller.metrics import DEFAULT_COMPARED
+from benchfleet_controller.plan import HostTarget, Plan
+from benchfleet_controller.plan_file import Overrides, build_plan, load_plan
+from benchfleet_controller.report import CASE_COLUMNS, render_table
+from benchfleet_controller.store import Store
+
+EXIT_DONE, EXIT_CASE_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """Benchmark models on hosts."""
+    store = store_of(options)
+    plan = plan_of(options, store)
+    with Progress([host.name for host in plan.hosts]) as progress:
+        outcome = carry_out(plan, store, progress, detach=options.detach, cancel=options.cancel)
+    if outcome is None:
+        return EXIT_INTERRUPTED
+    campaign, code = outcome
+    if options.detach:
+        print(campaign.run_id)
+        say(f"the jobs go on; fetch them with: benchfleet collect {campaign.run_id[:8]}")
+        return code
+    show_results(store, campaign.run_id, options.format)
+    return code
+
+
+def plan_of(options: argparse.Namespace, store: Store) -> Plan:
+    """The plan from the file, the flags and the environment."""
+    draft = load_plan(options.plan) if options.plan else None
+    overrides = Overrides(
+        name=options.name,
+        hosts=targets(options, store, options.host) if options.host else None,
+        models=tuple(options.model) or None,
+        devices=tuple(options.device) or None,
+        runtimes=tuple(options.runtime) or None,
+        endpoint_url=options.endpoint,
+        rounds=options.rounds,
+        warmup_rounds=options.warmup,
+        concurrencies=_concurrencies(options.concurrency),
+        prompts_file=options.prompts,
+        prompts=tuple(options.prompt) or None,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        stream=options.stream,
+        load_s=options.load_timeout,
+        request_s=options.request_timeout,
+        first_token_s=options.first_token_timeout,
+        token_s=options.token_timeout,
+    )
+    return build_plan(draft, overrides, os.environ)
+
+
+def carry_out(
+    plan: Plan, store: Store, progress: Progress, *, detach: bool = False, cancel: bool = False
+) -> tuple[Campaign, int] | None:
+    """Run a plan to its end; the campaign and the exit code, or None when interrupted (what goes on was said)."""
+    campaign: Campaign | None = None
+
+    async def go() -> None:
+        nonlocal campaign
+        campaign, agents = await campaigns.prepare(plan, store, progress.say)
+        progress.say(f"run {campaign.run_id} ({plan.name}), database {store.path}")
+        try:
+            if detach:
+                _check_detachable(agents)
+                await campaigns.start_only(campaign, agents, store)
+            else:
+                await campaigns.carry_out(campaign, agents, store, progress.watch)
+        finally:
+            for agent in agents:
+                await agent.close()
+
+    try:
+        asyncio.run(go())
+    except KeyboardInterrupt:
+        if campaign is None:
+            say("interrupted before anything was started")
+        else:
+            _say_what_goes_on(campaign, store, cancel)
+        return None
+    assert campaign is not None
+    for problem in campaign.problems:
+        say(f"benchfleet: {problem}")
+    return campaign, exit_code(campaign, store)
+
+
+def exit_code(campaign: Campaign, store: Store) -> int:
+    """0 all succeeded, 1 some case failed, 4 a host was lost or refused."""
+    if campaign.problems:
+        return EXIT_HOST
+    failed = any(case["status"] == "failed" for case in store.case_results([campaign.run_id]))
+    return EXIT_CASE_FAILED if failed else EXIT_DONE
+
+
+def show_results(store: Store, run_id: str, style: str) -> None:
+    """Print a run's results, and the comparison when there is something to compare."""
+    cases = store.case_results([run_id])
+    if style in ("json", "csv"):
+        sys.stdout.write(render_table(cases, CASE_COLUMNS, style))
+        return
+    sys.stdout.write(results_text(cases, store.hosts_of_runs([run_id]), style))
+    for dimension in ("host", "model", "device"):
+        if len({case[dimension] for case in cases if case["status"] == "succeeded"}) > 1:
+            comparison = comparison_of(store, [run_id], (dimension,), None, DEFAULT_COMPARED)
+            sys.stdout.write("\n" + comparison_text(comparison, style))
+
+
+def collect(options: argparse.Namespace) -> int:
+    """Fetch what hosts still hold."""
+    store = store_of(options)
+    run_id = store.resolve_run(options.run) if options.run else None
+    if options.host:
+        hosts = targets(options, store, options.host)
+    elif run_id is not None:
+        hosts = tuple({job.host_name: HostTarget(job.host_name, job.address) for job in store.run_jobs(run_id)}.values())
+    else:
+        known = {**load_inventory(options.inventory), **known_names(store)}
+        hosts = tuple(HostTarget(name, address) for name, address in known.items())
+    if not hosts:
+        raise UsageError("no hosts are known; name them: benchfleet collect --host 192.168.1.20")
+    return _collect(store, hosts, run_id)
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """End a run's jobs and fetch what they have."""
+    store = store_of(options)
+    run_id = store.resolve_run(options.run)
+    jobs = [job for job in store.run_jobs(run_id) if not job.released]
+    chosen = [(job.job_id, HostTarget(job.host_name, job.address)) for job in jobs]
+    if not chosen:
+        say("nothing of this run is left on its hosts")
+        return EXIT_DONE
+    problems = asyncio.run(campaigns.cancel(chosen))
+    for problem in problems:
+        say(f"benchfleet: {problem}")
+    code = _collect(store, tuple({target.name: target for _, target in chosen}.values()), run_id)
+    return EXIT_HOST if problems else code
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The main job on this machine."""
+    from benchfleet_controller import demo as show
+
+    directory: Path = options.dir or Path("demo")
+    return show.run_demo(directory, options.model, options.rounds, options.db)
+
+
+def _collect(store: Store, hosts: tuple[HostTarget, ...], run_id: str | None) -> int:
+    problems: list[HostProblem] = []
+    with Progress([host.name for host in hosts]) as progress:
+        try:
+            fetched, problems = asyncio.run(campaigns.collect(store, hosts, run_id, progress.watch, progress.say))
+        except KeyboardInterrupt:
+            say("interrupted; what was fetched is stored, `benchfleet collect` fetches the rest")
+            return EXIT_INTERRUPTED
+    for problem in problems:
+        say(f"benchfleet: {problem}")
+    say(f"{fetched} job{'' if fetched == 1 else 's'} fetched" if fetched else "the hosts hold nothing that is not stored")
+    return EXIT_HOST if problems else EXIT_DONE
+
+
+def _say_what_goes_on(campaign: Campaign, store: Store, cancel: bool) -> None:
+    left = campaign.left_running
+    if not left:
+        say("interrupted; no job is running")
+        return
+    names = ", ".join(job.host.name for job in left)
+    if cancel:
+        problems = asyncio.run(campaigns.cancel([(job.job_id, job.host) for job in left]))
+        _collect(store, tuple(job.host for job in left), campaign.run_id)
+        for problem in problems:
+            say(f"benchfleet: {problem}")
+        return
+    short = campaign.run_id[:8]
+    say(f"interrupted; what arrived is stored and the jobs go on ({names})")
+    say(f"fetch the rest with:  benchfleet collect {short}\nor end the jobs with:  benchfleet cancel {short}")
+
+
+def _check_detachable(agents: Sequence[fleet.Agent]) -> None:
+    for group in fleet.by_machine(list(agents)):
+        if len(group) > 1:
+            names = ", ".join(agent.target.name for agent in group)
+            raise UsageError(f"--detach cannot make {names} take turns on their one machine; leave it out, or name one")
+
+
+def _concurrencies(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--concurrency takes whole numbers such as 1 or 1,2,4, not {text!r}") from None
