@@ -110,7 +110,9 @@ class _Track:
         if self.reason is not None:
             _log.info("probe %s reads again", self.probe.probe_id)
         self.reason, self.failures = None, 0
-        self.cost_us += (cost_us - self.cost_us) * (_COST_WEIGHT if self.cost_us else 1.0)
+        # The first reading opens files and fills caches: alone, it must not lower the rate.
+        before = self.cost_us or min(cost_us, self.probe.budget_us)
+        self.cost_us = before + (cost_us - before) * (_COST_WEIGHT if self.cost_us else 0)
 
     def append(self, sample_ns: int, cost_us: int, readings: Sequence[Reading]) -> None:
         """Keep readings until they are taken."""

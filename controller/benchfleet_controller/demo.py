@@ -111,7 +111,9 @@ def _free_port() -> int:
 
 
 def _show_answer(store: Store, run_id: str) -> None:
-    for answer in store.sample_answers(run_id):
-        if answer.get("text"):
-            print(f"\nOne answer ({answer['host']}, prompt {answer['prompt_id']}): {printable(answer['text'])[:300]}")
+    hosts = {case["case_id"]: case["host"] for case in store.case_results([run_id])}
+    for answer in reversed(store.sample_answers(run_id)):
+        if answer["text"]:
+            text = printable(answer["text"])[:300]
+            print(f"\nOne answer ({hosts[answer['case_id']]}, prompt {answer['prompt_id']}): {text}")
             return

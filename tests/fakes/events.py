@@ -105,7 +105,7 @@ def ok_request(
     request_id: str, start_s: float, offsets_s: Sequence[float], end_s: float, *, tokens: int | None = None,
     prompt_tokens: int = 10, **fields: Any,
 ) -> event_pb2.RequestFinished:  # fmt: skip
-    """An answer whose chunks arrived ``offsets_s`` after its start; a token a chunk unless ``tokens`` says otherwise."""
+    """An answer whose chunks arrived ``offsets_s`` after its start; one token each unless ``tokens`` says otherwise."""
     count = len(offsets_s) if tokens is None else tokens
     values: dict[str, Any] = {
         "request_id": request_id,

@@ -37,8 +37,8 @@ METRICS = (
 )
 
 _LIST_PERIOD_NS = 1_000_000_000
-_LIST_SHARE = 500
-"""Process trees are listed again after this many times the time the last listing took (0.2 % of one core)."""
+_LIST_SHARE = 1_000
+"""Process trees are listed again after this many times the time the last listing took (0.1 % of one core)."""
 _PAGE_BYTES = mmap.PAGESIZE
 _SWAP_PERIOD_NS = 1_000_000_000
 _NO_RUNTIME = "no process of the runtime runs on this host"
@@ -260,7 +260,7 @@ class SystemProbe:
 
     probe_id = "system"
     period_ms = 100
-    budget_us = 1_000
+    budget_us = 2_000
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock

@@ -11,7 +11,7 @@ from typing import Any
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.checks import Warned, check
 from benchfleet_controller.commands import UsageError, store_of
-from benchfleet_controller.compare import Comparison, Rounds, compare
+from benchfleet_controller.compare import Compared, Comparison, Rounds, Verdict, compare
 from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
@@ -117,26 +117,13 @@ def comparison_of(
 
 
 def comparison_text(comparison: Comparison, style: str = "table") -> str:
-    """A comparison for people."""
-    rows: list[dict[str, Any]] = []
-    for row, flat in zip(comparison.rows, comparison_rows(comparison), strict=True):
-        metric = registry.BY_NAME[row.metric]
-        interval = "" if row.low is None or row.high is None else f"{row.low:.2f}–{row.high:.2f}"
-        rows.append(
-            {
-                **{name: value for name, value in row.conditions.items()},
-                "group": row.group,
-                "metric": metric.label,
-                "value": human(row.metric, row.value),
-                "n": row.n,
-                "ratio": "1 (baseline)" if flat["verdict"] == "baseline" else _ratio(row.ratio),
-                "interval": interval,
-                "verdict": row.verdict.value.replace("_", " ") + (f": {row.why}" if row.why else ""),
-            }
-        )
-    conditions = [Column(name, name) for name in (comparison.rows[0].conditions if comparison.rows else ())]
+    """A comparison for people: what all rows share in a line above, then a row a metric and group."""
+    conditions = [row.conditions for row in comparison.rows]
+    varying = [name for name in (conditions[0] if conditions else ()) if len({str(c[name]) for c in conditions}) > 1]
+    shared = ", ".join(f"{name} {value}" for name, value in (conditions[0] if conditions else {}).items() if name not in varying)
+    rows = [_compared_for_people(row) for row in comparison.rows]
     columns = [
-        *conditions,
+        *(Column(name, name.capitalize()) for name in varying),
         Column("metric", "Metric"),
         Column("group", comparison.by[0].capitalize()),
         Column("value", "Value"),
@@ -145,9 +132,23 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
         Column("interval", "95 % interval"),
         Column("verdict", "Verdict"),
     ]
-    text = render_table(rows, columns, style)
-    flags = {clean(f"note: {row.group}: {flag}") for row in comparison.rows for flag in row.flags}
-    return text + "".join(f"{flag}\n" for flag in sorted(flags))
+    head = f"By {' and '.join(comparison.by)}, against {clean(comparison.baseline)} ({clean(shared)}):\n"
+    flags = sorted({clean(f"note: {row.group}: {flag}") for row in comparison.rows for flag in row.flags})
+    return head + render_table(rows, columns, style) + "".join(f"{flag}\n" for flag in flags)
+
+
+def _compared_for_people(row: Compared) -> dict[str, Any]:
+    interval = "" if row.low is None or row.high is None else f"{row.low:.2f}–{row.high:.2f}"
+    return {
+        **row.conditions,
+        "group": row.group,
+        "metric": registry.BY_NAME[row.metric].label,
+        "value": human(row.metric, row.value),
+        "n": row.n,
+        "ratio": _ratio(1.0 if row.verdict is Verdict.BASELINE else row.ratio),
+        "interval": interval,
+        "verdict": row.verdict.value.replace("_", " ") + (f": {row.why}" if row.why else ""),
+    }
 
 
 def compare_command(options: argparse.Namespace) -> int:

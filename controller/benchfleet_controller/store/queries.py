@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from benchfleet_controller.metrics import BY_NAME, Source
 from benchfleet_controller.store.connection import NoSuchRun
+from benchfleet_controller.store.views import CASE_RESULTS_WITHOUT_GAPS
 
 Row = dict[str, Any]
 _JSON_COLUMNS = frozenset({"devices", "runtimes", "probes", "problems", "plan", "components", "unmeasured"})
@@ -146,10 +147,11 @@ def known_hosts(connection: duckdb.DuckDBPyConnection) -> list[KnownHost]:
     return [KnownHost(*row) for row in found]
 
 
-def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None) -> list[Row]:
+def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None, *, itl: bool) -> list[Row]:
     """The view ``case_results`` of some runs (None: of all), in the order of runs, hosts and cases."""
+    source = "case_results" if itl else f"({CASE_RESULTS_WITHOUT_GAPS})"
     where, parameters = _of_runs(run_ids, "c.run_id")
-    sql = f"""SELECT c.* FROM case_results c JOIN runs USING (run_id) WHERE {where}
+    sql = f"""SELECT c.* FROM {source} c JOIN runs USING (run_id) WHERE {where}
         ORDER BY runs.created_at, c.run_id, c.host, c.case_index"""  # noqa: S608 - our text
     return rows(connection, sql, parameters)
 

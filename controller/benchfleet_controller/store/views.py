@@ -173,6 +173,11 @@ LEFT JOIN ({ROUND_PART}) o ON o.case_id = c.case_id
 LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
 """  # noqa: S608 - our own text
 
+CASE_RESULTS_WITHOUT_GAPS = CASE_RESULTS.replace(
+    GAP_PART, "SELECT NULL::VARCHAR AS case_id, NULL::DOUBLE[] AS itl_q, NULL::BIGINT AS itl_n WHERE false"
+)
+"""The same with ITL unmeasured: every gap of every answer is most of the work where nobody asked for ITL."""
+
 VIEWS: dict[str, tuple[str, str]] = {
     "request_metrics": (REQUEST_METRICS, "Metrics of each request, warm-up included; times in seconds."),
     "case_results": (

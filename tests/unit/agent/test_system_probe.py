@@ -163,7 +163,7 @@ def test_a_costly_listing_is_repeated_less_often(machine: FakeMachine) -> None:
 
     machine.tree = ProcessTree(slow, machine.open, lambda: machine.now)
     machine.tree.read((1,))
-    machine.now += 4 * S
+    machine.now += 9 * S
     machine.tree.read((1,))
     assert machine.listed == 1
     machine.now += S

@@ -109,4 +109,4 @@ def test_unknown_names_are_told_with_the_known() -> None:
         ((("host",), None, ["speed"]), "known are ttft_avg_s"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=known):
-            compare([case("c1")], *arguments)  # type: ignore[arg-type]
+            compare([case("c1")], *arguments)

@@ -29,7 +29,8 @@ def whole_job() -> JobEvents:
     )
     job.samples(
         "c1", "r1", "round", [10, 11, 13], device_id="gpu0", probe_id="g",
-        device_busy_ratio=[0.0, 1.0, 0.25], device_memory_used_bytes=[150, 400, 300], device_energy_mj=[1000, 2000, 7000],
+        device_busy_ratio=[0.0, 1.0, 0.25], device_memory_used_bytes=[150, 400, 300],
+        device_energy_mj=[1000, 2000, 7000],
     )  # fmt: skip
     job.round("c1", "r2", 2, 20, 21, [ok_request("q3", 20, [0.3, 0.5], 20.6), failed_request("q4", 20.7)])
     job.case_finished("c1", unmeasured={"device_power_w": "no sensor"})
@@ -64,6 +65,7 @@ def test_results_are_those_worked_out_by_hand(store: Store) -> None:
         "cpu_busy_ratio": 2 / 2 / 4, "energy_j": 6.0, "samples": 7,
         "execution_provider": "CPU", "stamp_source": "socket", "run_id": "r1", "job_id": "j1", "case_id": "c1",
     }  # fmt: skip
+    assert store.case_results(itl=False) == [case | {"itl_p50_s": None, "itl_p95_s": None, "itl_n": 0}]
     assert case["unmeasured"] == {"device_power_w": "no sensor"}
     assert {name: case[name] for name in expected} == pytest.approx(expected)
 

@@ -98,7 +98,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
     write_report(path, data(), force=True)
     assert path.read_text(encoding="utf-8") == first
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(ReportError, match="end the file in .md, .json, .csv"):
+    with pytest.raises(ReportError, match=r"end the file in \.md, \.json, \.csv"):
         write_report(tmp_path / "out.doc", data())
     with pytest.raises(ReportError, match="cannot write"):
         write_report(tmp_path / "none" / "out.md", data())

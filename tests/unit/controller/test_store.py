@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -23,6 +24,7 @@ from benchfleet_controller.store import (
     StoreMissing,
     StoreTooNew,
     migrations,
+    queries,
     schema,
     views,
 )
@@ -108,7 +110,7 @@ def test_runs_are_found_by_id_prefix_and_last(tmp_path: Path) -> None:
     assert [store.resolve_run(text) for text in ("last", "abc", "abd2")] == ["abd2", "abc1", "abd2"]
     with pytest.raises(NoSuchRun, match="names 2 runs: abd2, abc1"):
         store.resolve_run("ab")
-    with pytest.raises(NoSuchRun, match="near: .*abc1"):
+    with pytest.raises(NoSuchRun, match=r"near: .*abc1"):
         store.resolve_run("abc2")
     with pytest.raises(NoSuchRun, match="of that name: abd2"):
         store.resolve_run("lab")
@@ -178,7 +180,7 @@ def test_the_documentation_names_every_table_view_column_and_its_queries_run(tmp
     text = DOCS.read_text()
     real = store._read(
         lambda c: c.execute(
-            "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY table_name, ordinal_position"
+            "SELECT table_name, column_name FROM information_schema.columns ORDER BY table_name, ordinal_position"
         ).fetchall()
     )
     for table in {row[0] for row in real}:
@@ -188,7 +190,7 @@ def test_the_documentation_names_every_table_view_column_and_its_queries_run(tmp
     declared = {(t.name, c.name) for t in schema.TABLES for c in t.columns}
     assert {row[:2] for row in real if row[0] not in (*views.VIEWS, "schema_migrations")} == declared
     for query in [part.split("```")[0] for part in text.split("```sql\n")[1:]]:
-        store._read(lambda c, query=query: c.execute(query).fetchall())
+        store._read(partial(queries.rows, sql=query))
 
 
 def test_metrics_are_columns_of_the_view(tmp_path: Path) -> None:

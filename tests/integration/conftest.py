@@ -1,0 +1,174 @@
+"""Real agents and the real command line, each a process of its own, with the tiny model and a fresh database."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BIN = Path(sys.executable).parent
+SEED_VARIABLES = ("BENCH_", "FOUNDRY_LOCAL_", "BENCHFLEET_")
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(SEED_VARIABLES)}
+    return {**kept, "CI": "1", **more}
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out waiting until {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class AgentProcess:
+    data_dir: Path
+    config: Path
+    address: str
+    flags: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [str(BIN / "benchfleet-agent"), "serve", "--listen", self.address, "--data-dir", str(self.data_dir)]
+        command += ["--config", str(self.config), *self.flags]
+        with (self.data_dir / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment(), start_new_session=True
+            )
+        wait_until(self._listens, 30, f"the agent listens; {self.log()}")
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def log(self) -> str:
+        return (self.data_dir / "agent.log").read_text(errors="replace")
+
+    def child_pids(self, word: str) -> list[int]:
+        """Pids of this agent's living children whose command line holds a word."""
+        assert self.process is not None
+        import psutil
+
+        found = []
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if word in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                        found.append(child.pid)
+        return found
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        host, _, port = self.address.rpartition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def reference_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory with the tiny model in it."""
+    from benchfleet_agent import reference_model
+
+    cache = tmp_path_factory.mktemp("cache")
+    command = [sys.executable, "-m", "benchfleet_agent.reference_model", "build", "--cache-dir", str(cache)]
+    subprocess.run([*command, "--variant", reference_model.TINY_VARIANT], check=True, capture_output=True, timeout=60)
+    return cache
+
+
+@pytest.fixture
+def make_agent(tmp_path: Path, reference_cache: Path) -> Iterator[Callable[..., AgentProcess]]:
+    """Start agents; all are killed afterwards, and none may have left a child behind."""
+    made: list[AgentProcess] = []
+
+    def make(name: str = "agent", *flags: str, start: bool = True) -> AgentProcess:
+        data_dir = tmp_path / name
+        data_dir.mkdir()
+        config = data_dir / "agent.toml"
+        config.write_text(
+            f"reference_cache_dir = {json.dumps(str(reference_cache))}\n[runtime.foundry]\noffline = true\n"
+        )
+        agent = AgentProcess(data_dir, config, f"127.0.0.1:{free_port()}", list(flags))
+        made.append(agent)
+        if start:
+            agent.start()
+        return agent
+
+    yield make
+    for agent in made:
+        if agent.process is not None and agent.process.poll() is None:
+            agent.kill()
+
+
+@dataclass
+class Benchfleet:
+    """The command line with one database."""
+
+    database: Path
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        command = [str(BIN / "benchfleet"), *arguments]
+        if arguments and not arguments[0].startswith("-"):
+            command += ["--db", str(self.database)]
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(**environment),
+        )
+
+    def __call__(self, *arguments: str, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=timeout_s)
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def show(self, run: str = "last") -> list[dict[str, Any]]:
+        done = self("show", run, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        cases: list[dict[str, Any]] = json.loads(done.stdout)
+        return cases
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the database itself, as a user with the duckdb command line would."""
+        import duckdb
+
+        with duckdb.connect(str(self.database), read_only=True) as connection:
+            return list(connection.execute(sql).fetchall())
+
+
+@pytest.fixture
+def benchfleet(tmp_path: Path) -> Benchfleet:
+    return Benchfleet(tmp_path / "results.duckdb")
