@@ -151,9 +151,10 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             if found:
                 yield pb.StreamJobEventsResponse(events=found)
                 sequence = found[-1].sequence
-                if found[-1].HasField("job_finished"):
-                    return
                 continue
+            held = self._journal.job(job.job_id)
+            if held is None or (held.ended and sequence >= held.last_sequence):
+                return
             await changed.wait()
             await asyncio.sleep(COALESCE_S)
 

@@ -61,23 +61,23 @@ class Writer:
             await asyncio.to_thread(self._store.mark_released, job_id)
 
 
-async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch) -> event_pb2.JobFinished:
+async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch) -> None:
     """Store a job's events until its last one, then let the agent forget them.
 
     Raises `HostProblem` when the host stays away for `PATIENCE_S` or refuses.
     """
-    committed = await writer.committed_sequence(job_id)
     pause, away_since = FIRST_PAUSE_S, None
     while True:
-        before = committed
+        before = await writer.committed_sequence(job_id)
         try:
-            finished, committed = await _stream(agent, job_id, committed, writer, watch)
+            # The agent ends the stream with OK only after the job's last event.
+            await _stream(agent, job_id, before, writer, watch)
+            break
         except grpc.RpcError as error:
-            committed = await writer.committed_sequence(job_id)
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise HostProblem(agent.target, explain(agent.target, error)) from None
             now = time.monotonic()
-            if committed > before or away_since is None:
+            if away_since is None or await writer.committed_sequence(job_id) > before:
                 away_since, pause = now, FIRST_PAUSE_S
             if now - away_since > PATIENCE_S:
                 message = (
@@ -87,17 +87,12 @@ async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch) -> eve
                 raise HostProblem(agent.target, Failure(Reason.HOST_UNREACHABLE, message)) from None
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, LONGEST_PAUSE_S)
-            continue
-        if finished is not None:
-            await agent.release(job_id, committed)
-            await writer.mark_released(job_id)
-            return finished
+    await agent.release(job_id, await writer.committed_sequence(job_id))
+    await writer.mark_released(job_id)
 
 
-async def _stream(
-    agent: Agent, job_id: str, committed: int, writer: Writer, watch: Watch
-) -> tuple[event_pb2.JobFinished | None, int]:
-    """One stream, until it ends: the job's end if it came, and the new committed sequence."""
+async def _stream(agent: Agent, job_id: str, committed: int, writer: Writer, watch: Watch) -> None:
+    """One stream into the store, until it ends; raises what ended it unless that was OK."""
     queue: asyncio.Queue[list[event_pb2.Event] | None] = asyncio.Queue(QUEUED_BATCHES)
 
     async def read() -> None:
@@ -109,7 +104,6 @@ async def _stream(
             await queue.put(None)
 
     reader = asyncio.create_task(read())
-    finished = None
     try:
         ended = False
         while not ended:
@@ -122,13 +116,10 @@ async def _stream(
                 ended = ended or more is None
                 batch += more or []
             if batch:
-                committed = await writer.commit(job_id, batch)
+                await writer.commit(job_id, batch)
                 for event in batch:
                     watch(agent.target.name, event)
-                if batch[-1].HasField("job_finished"):
-                    finished = batch[-1].job_finished
-        await reader  # raises what ended the stream
-        return finished, committed
+        await reader
     finally:
         reader.cancel()
         while not queue.empty():  # a reader waiting for room would never end

@@ -1,13 +1,16 @@
 """Hosts by name: ``fleet.toml``, and what a HOST on the command line means.
 
-``fleet.toml`` holds one table: ``[hosts]`` with ``name = "address"``. It is looked for in the user's
-configuration directory, in ``BENCHFLEET_FLEET``, or where ``--inventory`` says.
+``fleet.toml`` holds one table: ``[hosts]`` with ``name = "address"`` lines. It is the file that ``--inventory`` or
+the environment variable ``BENCHFLEET_FLEET`` names, else ``fleet.toml`` in the user's configuration directory.
+An address is ``HOST:PORT``, ``[IPv6]:PORT``, or a host alone (with the agent's default port).
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +20,15 @@ from benchfleet.transport import join_address, split_address
 
 from benchfleet_controller.plan import HostTarget
 
+VARIABLE = "BENCHFLEET_FLEET"
+MAXIMUM_NAME_CHARACTERS = 100
+_EXAMPLE = "192.168.1.20:50551"
+_HOSTNAME = re.compile(r"(?=.{1,253}\.?$)\w([\w-]*\w)?(\.\w([\w-]*\w)?)*\.?")
+_LINE = re.compile(r"^(?P<problem>.*) \(at (?P<place>.*)\)$", re.DOTALL)
+
 
 class InventoryError(Exception):
-    """fleet.toml or a HOST makes no sense; says what to do."""
+    """fleet.toml or a HOST makes no sense; one line a problem, each saying where and what to do."""
 
 
 class UnknownHost(InventoryError):
@@ -31,27 +40,22 @@ def load_inventory(path: Path | None) -> dict[str, str]:
 
     Raises `InventoryError` for a named file that is missing, and for one that makes no sense.
     """
-    chosen = path or (Path(named) if (named := os.environ.get("BENCHFLEET_FLEET")) else None)
+    named = os.environ.get(VARIABLE, "").strip()
+    chosen = path or (Path(named) if named else None)
     if chosen is None:
         chosen = Path(platformdirs.user_config_dir("benchfleet", False)) / "fleet.toml"
         if not chosen.exists():
             return {}
+    chosen = chosen.expanduser()
     try:
-        document = tomllib.loads(chosen.expanduser().read_text(encoding="utf-8"))
+        document = tomllib.loads(chosen.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InventoryError(f"the inventory {chosen} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InventoryError(f"the inventory {chosen} is not TOML: {error}") from None
-    hosts = document.pop("hosts", {})
-    if document or not isinstance(hosts, dict):
-        unknown = next(iter(document), "hosts")
-        raise InventoryError(f'{chosen}: {unknown} is not understood; write [hosts] and then name = "address" lines')
-    for name, address in hosts.items():
-        if not isinstance(address, str):
-            raise InventoryError(f'{chosen}: hosts.{name} must be an address such as "192.168.1.20:50551"')
-        check_name(name, f"{chosen}: hosts.{name}")
-        _normal(address, f"{chosen}: hosts.{name}")
-    return dict(hosts)
+    except UnicodeDecodeError:
+        raise InventoryError(f"the inventory {chosen} is not UTF-8; save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise InventoryError(f"{chosen}: {toml_problem(error)}") from None
+    return _read(chosen, document)
 
 
 def resolve_hosts(
@@ -59,42 +63,118 @@ def resolve_hosts(
 ) -> tuple[HostTarget, ...]:
     """HOST arguments as targets: ``NAME=ADDRESS``, an address, or a name of the inventory or of earlier runs.
 
-    Raises `UnknownHost` naming near names, `InventoryError` for bad addresses and doubled names.
+    The inventory goes before earlier runs. Raises `UnknownHost` naming near names, `InventoryError` for bad
+    addresses and doubled names.
     """
-    chosen: dict[str, HostTarget] = {}
-    for argument in arguments:
-        target = _resolve(argument, inventory, known)
-        if target.name in chosen:
-            raise InventoryError(f"two hosts are called {target.name!r}; name them apart: --host NAME=ADDRESS")
-        if any(other.address == target.address for other in chosen.values()):
-            raise InventoryError(f"{target.address} is named twice")
-        chosen[target.name] = target
-    return tuple(chosen.values())
+    targets = tuple(_resolve(argument, inventory, known) for argument in arguments)
+    check_distinct(targets)
+    return targets
+
+
+def all_hosts(inventory: Mapping[str, str], known: Mapping[str, str]) -> tuple[HostTarget, ...]:
+    """Every host there is a name for, one an address: the inventory's names go before those of earlier runs."""
+    targets: dict[str, HostTarget] = {}
+    for names in (inventory, known):
+        for name, address in names.items():
+            target = host_target(name, address, name)
+            targets.setdefault(target.address, target)
+    return tuple(targets.values())
+
+
+def host_target(name: str, address: str, where: str) -> HostTarget:
+    """The target, its address normalised to ``HOST:PORT``. Raises `InventoryError` beginning with ``where``."""
+    check_name(name, where)
+    return HostTarget(name, _normal(address, where))
+
+
+def check_distinct(targets: Sequence[HostTarget]) -> None:
+    """Raise `InventoryError` when two targets share a name or an address: results could not be told apart."""
+    by_name: dict[str, HostTarget] = {}
+    by_address: dict[str, HostTarget] = {}
+    for target in targets:
+        other = by_address.get(target.address)
+        if other == target:
+            raise InventoryError(f"the host {target.name} is named twice; name it once")
+        if target.name in by_name:
+            raise InventoryError(
+                f"two hosts are called {target.name} ({by_name[target.name].address} and {target.address}); "
+                "name them apart: NAME=ADDRESS"
+            )
+        if other is not None:
+            raise InventoryError(f"{other.name} and {target.name} are both {target.address}; leave one of them out")
+        by_name[target.name] = by_address[target.address] = target
 
 
 def check_name(name: str, where: str) -> None:
     """Raise `InventoryError` for a name that cannot be shown or typed."""
-    if not name or len(name) > 100 or not name.isprintable() or "=" in name:
+    if name != name.strip() or not 0 < len(name) <= MAXIMUM_NAME_CHARACTERS or not name.isprintable() or "=" in name:
         raise InventoryError(f"{where}: {name[:100]!r} cannot be a host's name; use letters, digits and dashes")
 
 
+def toml_problem(error: Exception) -> str:
+    """What tomllib says, with the place first: ``line 3, column 5: …``."""
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    found = _LINE.match(str(error))
+    return f"{found['place']}: {found['problem']}" if found else str(error)
+
+
+def _read(path: Path, document: dict[str, object]) -> dict[str, str]:
+    problems: list[str] = []
+    hosts = document.pop("hosts", {})
+    for key in document:
+        problems.append(f"{path}: {key[:100]!r} is no key of an inventory; write [hosts] and then name = \"address\" lines")
+    if not isinstance(hosts, dict):
+        problems.append(f'{path}: hosts must be a table: write [hosts] and then name = "address" lines')
+        hosts = {}
+    for name, address in hosts.items():
+        where = f"{path}: hosts.{name}" if name.isprintable() else f"{path}: hosts"
+        if not isinstance(address, str):
+            problems.append(f'{where} must be an address such as "{_EXAMPLE}", not {str(address)[:100]!r}')
+            continue
+        try:
+            host_target(name, address, where)
+        except InventoryError as error:
+            problems.append(str(error))
+    if problems:
+        raise InventoryError("\n".join(problems))
+    return dict(hosts)
+
+
 def _resolve(argument: str, inventory: Mapping[str, str], known: Mapping[str, str]) -> HostTarget:
+    argument = argument.strip()
     name, separator, address = argument.partition("=")
     if separator:
-        check_name(name, argument)
-        return HostTarget(name, _normal(address, argument))
+        return host_target(name.strip(), address, f"host {_shown(argument)}")
     for names in (inventory, known):
         if argument in names:
-            return HostTarget(argument, _normal(names[argument], argument))
-    if any(mark in argument for mark in (":", ".")) or argument == "localhost":
-        return HostTarget(argument, _normal(argument, argument))
-    near = difflib.get_close_matches(argument, [*inventory, *known], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"give its address: --host {argument or 'NAME'}=192.168.1.20"
-    raise UnknownHost(f"no host is known as {argument!r}; {hint}")
+            return host_target(argument, names[argument], f"host {argument}")
+    if any(mark in argument for mark in (":", ".", "/")) or argument == "localhost":
+        return host_target(argument, argument, f"host {_shown(argument)}")
+    near = difflib.get_close_matches(argument, {**inventory, **known}, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? If not, " if near else ""
+    name = argument if argument and argument.isprintable() else "NAME"
+    raise UnknownHost(f"no host is known as {argument[:100]!r}; {hint}give its address: {name[:100]}={_EXAMPLE}")
 
 
 def _normal(address: str, where: str) -> str:
+    """``HOST:PORT``. Stricter than `split_address`, so that a slip is told here and not as a host that cannot be reached."""
+    if "://" in address:
+        raise InventoryError(f"{where}: an agent's address has no {address.partition('://')[0][:20]!r}://; write {_EXAMPLE}")
     try:
-        return join_address(*split_address(address))
+        host, port = split_address(address)
+        if "[" in address or ":" in host:
+            ipaddress.IPv6Address(host)
+            if address.count("[") != address.count("]"):
+                raise ValueError(f"{address[:100]!r} lacks a bracket; write [::1]:50551")
+        elif re.fullmatch(r"[\d.]+", host):
+            ipaddress.IPv4Address(host)
+        elif not _HOSTNAME.fullmatch(host):
+            raise ValueError(f"{host[:100]!r} is no host's name or address; write HOST:PORT, for example {_EXAMPLE}")
     except ValueError as error:
         raise InventoryError(f"{where}: {error}") from None
+    return join_address(host, port)
+
+
+def _shown(text: str) -> str:
+    return text[:200] if text.isprintable() else ascii(text[:200])

@@ -1,108 +1,154 @@
-"""Prompt sets from files: ``.txt``, ``.json``, ``.jsonl`` and ``.csv``.
+r"""Prompt sets from texts and from files: ``.txt``, ``.json``, ``.jsonl`` and ``.csv``, in UTF-8.
 
-- ``.txt``: one prompt a line; blank lines and lines that begin with ``#`` are skipped.
+- ``.txt``: one prompt a line; blank lines and lines that begin with ``#`` are skipped. One a line, and not a
+  paragraph each, because that is what people paste; a prompt of several lines goes into JSON (``\n``) or CSV.
 - ``.json``: an array of strings, or of objects with ``prompt`` or ``messages``, and optionally ``id`` and
-  ``max_tokens`` (``tags`` and ``expected`` are allowed and not used yet).
+  ``max_tokens`` (``tags`` and ``expected`` are checked and not used yet); or an object whose one key
+  ``prompts`` holds such an array.
 - ``.jsonl``: one such string or object a line.
-- ``.csv``: a column ``prompt``, optionally ``id`` and ``max_tokens``.
+- ``.csv``: a column ``prompt``, optionally ``id`` and ``max_tokens``; separated by commas.
+
+Prompts without an id are called p1, p2, … by their place in the set.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchfleet_controller.plan import ChatMessage, Prompt, PromptSet
 
-MAXIMUM_FILE_BYTES = 64 << 20
+MAXIMUM_FILE_BYTES = 16 << 20
+MAXIMUM_PROMPTS = 10_000
 MAXIMUM_PROMPT_CHARACTERS = 1 << 20
+MAXIMUM_TOKENS = 1 << 20
 ROLES = ("system", "user", "assistant")
-_KEYS = {"id", "prompt", "messages", "max_tokens", "tags", "expected"}
+_KEYS = ("id", "prompt", "messages", "max_tokens", "tags", "expected")
+_COLUMNS = ("id", "prompt", "max_tokens")
+_PROBLEMS_TOLD = 20
+
+_KINDS = {dict: "an object", list: "an array", str: "a text", bool: "true or false", type(None): "null"}
 
 
 class PromptError(Exception):
-    """A prompt file makes no sense; says file, place and reason."""
+    """Prompts make no sense; one line a problem, each saying file, place and reason."""
 
 
-def inline_prompts(texts: Sequence[str], name: str = "inline") -> PromptSet:
-    """A set of the texts themselves. Raises `PromptError`."""
-    return _set(name, [(f"prompt {index}", text) for index, text in enumerate(texts, start=1)], name)
+def inline_prompts(entries: Sequence[Any], name: str = "inline", where: str = "") -> PromptSet:
+    """A set of texts, or of objects as in ``.json`` files; ``where`` begins the errors. Raises `PromptError`."""
+    return _set(name, ((f"prompt {index}", entry) for index, entry in enumerate(entries, start=1)), where or name)
 
 
 def load_prompts(path: Path) -> PromptSet:
-    """A set from a file, named after it. Raises `PromptError` with file, line or index, and reason."""
-    readers = {".txt": _text, ".json": _json, ".jsonl": _json_lines, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise PromptError(f"{path}: prompts are read from {', '.join(readers)} files")
+    """A set from a file, named after it. Raises `PromptError` with file, line or place, and reason."""
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise PromptError(f"{path}: prompts are read from {', '.join(_READERS)} files")
     try:
         if path.stat().st_size > MAXIMUM_FILE_BYTES:
-            raise PromptError(f"{path} is over 64 MiB; split it")
+            raise PromptError(f"{path} is over {MAXIMUM_FILE_BYTES >> 20} MiB; split it into several sets")
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise PromptError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    return _set(path.stem, list(reader(str(path), content)), str(path))
+    return _set(path.stem, read(str(path), content), str(path))
 
 
 def _text(where: str, content: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    # Not splitlines: it also breaks at U+2028 and form feeds, which editors do not count as lines.
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield f"line {number}", line.strip()
 
 
 def _json(where: str, content: str) -> Iterator[tuple[str, Any]]:
-    try:
-        document = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{where}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    document = _parsed(where, content, 1)
     if isinstance(document, dict) and set(document) == {"prompts"}:
         document = document["prompts"]
     if not isinstance(document, list):
-        raise PromptError(f"{where}: expected an array of strings or objects")
-    for index, entry in enumerate(document):
-        yield f"entry {index + 1}", entry
+        raise PromptError(f"{where}: expected an array of texts or objects, not {_kind(document)}")
+    for index, entry in enumerate(document, start=1):
+        yield f"prompt {index}", entry
 
 
 def _json_lines(where: str, content: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise PromptError(f"{where}: line {number}, column {error.colno}: {error.msg}") from None
+            yield f"line {number}", _parsed(where, line, number)
+
+
+def _parsed(where: str, text: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise PromptError(f"{where}: line {line}, column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; arrays nested without end
+        raise PromptError(f"{where}: line {first_line}: cannot be read: {error}") from None
 
 
 def _csv(where: str, content: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""))
-    if "prompt" not in (reader.fieldnames or ()):
-        raise PromptError(f"{where}: line 1: the header needs a column named prompt")
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
     try:
+        columns = [(column or "").strip().lower() for column in reader.fieldnames or ()]
+        if "prompt" not in columns:
+            raise PromptError(f"{where}: line 1: the header needs a column named prompt (separate columns by commas)")
+        if unknown := [column for column in columns if column not in _COLUMNS]:
+            raise PromptError(f"{where}: line 1: unknown column {unknown[0]!r}; known are {', '.join(_COLUMNS)}")
+        reader.fieldnames = columns
         for row in reader:
+            place = f"line {reader.line_num}"
+            if None in row:
+                raise PromptError(f"{where}: {place}: more cells than columns; put quotes around texts with commas")
             entry: dict[str, Any] = {"prompt": row["prompt"] or ""}
             if row.get("id"):
                 entry["id"] = row["id"]
-            if row.get("max_tokens"):
-                entry["max_tokens"] = _whole(row["max_tokens"] or "")
-            yield f"line {reader.line_num}", entry
+            if tokens := (row.get("max_tokens") or "").strip():
+                entry["max_tokens"] = int(tokens) if tokens.isdecimal() and len(tokens) < 10 else tokens
+            yield place, entry
     except csv.Error as error:
-        raise PromptError(f"{where}: line {reader.line_num}: {error}") from None
+        raise PromptError(f"{where}: line {reader.line_num}: {error}; long texts fit better into .jsonl") from None
 
 
-def _set(name: str, entries: Sequence[tuple[str, Any]], where: str) -> PromptSet:
+_READERS: dict[str, Callable[[str, str], Iterator[tuple[str, Any]]]] = {
+    ".txt": _text,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _csv,
+}
+
+
+def _set(name: str, entries: Iterator[tuple[str, Any]], where: str) -> PromptSet:
     prompts: dict[str, Prompt] = {}
+    places: dict[str, str] = {}
+    problems: list[str] = []
+    if not name.isprintable() or not 0 < len(name) <= 200:
+        problems.append(f"{where}: {name[:100]!r} cannot be a prompt set's name; use letters, digits and dashes")
     for index, (place, entry) in enumerate(entries, start=1):
-        prompt = _prompt(f"{where}: {place}", f"p{index}", entry)
-        if prompt.prompt_id in prompts:
-            raise PromptError(f"{where}: {place}: the id {prompt.prompt_id!r} is used twice")
+        if index > MAXIMUM_PROMPTS:
+            problems.append(f"{where}: over {MAXIMUM_PROMPTS} prompts; split them into several sets")
+            break
+        try:
+            prompt = _prompt(f"{where}: {place}", f"p{index}", entry)
+        except PromptError as error:
+            problems.append(str(error))
+            continue
+        if first := places.get(prompt.prompt_id):
+            problems.append(f"{where}: {place}: the id {prompt.prompt_id!r} is already that of {first}; ids differ in a set")
         prompts[prompt.prompt_id] = prompt
-    if not prompts:
-        raise PromptError(f"{where}: there is no prompt in it")
+        places[prompt.prompt_id] = place
+    if not prompts and not problems:
+        problems.append(f"{where}: there is no prompt in it; write at least one")
+    if len(problems) > _PROBLEMS_TOLD:
+        problems[_PROBLEMS_TOLD:] = [f"{where}: and {len(problems) - _PROBLEMS_TOLD} problems more"]
+    if problems:
+        raise PromptError("\n".join(problems))
     return PromptSet(name, tuple(prompts.values()))
 
 
@@ -110,17 +156,28 @@ def _prompt(where: str, default_id: str, entry: Any) -> Prompt:
     if isinstance(entry, str):
         entry = {"prompt": entry}
     if not isinstance(entry, dict):
-        raise PromptError(f"{where}: a prompt is a string or an object, not {type(entry).__name__}")
-    if unknown := sorted(set(entry) - _KEYS):
-        raise PromptError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
+        raise PromptError(f"{where}: a prompt is a text or an object, not {_kind(entry)}")
+    for key in entry:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KEYS)}"
+            raise PromptError(f"{where}: unknown key {key[:100]!r}; {hint}")
     if ("prompt" in entry) == ("messages" in entry):
         raise PromptError(f"{where}: give either prompt or messages")
     prompt_id = entry.get("id", default_id)
+    if isinstance(prompt_id, int) and not isinstance(prompt_id, bool):
+        prompt_id = str(prompt_id)
     if not isinstance(prompt_id, str) or not prompt_id.isprintable() or not 0 < len(prompt_id) <= 200:
         raise PromptError(f"{where}: id must be a short printable text")
     max_tokens = entry.get("max_tokens")
-    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
-        raise PromptError(f"{where}: max_tokens must be a whole number of at least 1")
+    if max_tokens is not None and (
+        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or not 1 <= max_tokens <= MAXIMUM_TOKENS
+    ):
+        raise PromptError(f"{where}: max_tokens must be a whole number between 1 and {MAXIMUM_TOKENS}")
+    for key in ("tags", "expected"):
+        values = entry.get(key, [])
+        if not isinstance(values, str) and not (isinstance(values, list) and all(isinstance(v, str) for v in values)):
+            raise PromptError(f"{where}: {key} must be a text or a list of texts")
     given = entry.get("messages", [{"role": "user", "content": entry.get("prompt")}])
     if not isinstance(given, list) or not given:
         raise PromptError(f"{where}: messages must be a list that is not empty")
@@ -133,12 +190,18 @@ def _message(where: str, message: Any) -> ChatMessage:
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise PromptError(f"{where}: role must be one of {', '.join(ROLES)}")
-    if not isinstance(content, str) or not content.strip():
+    if not isinstance(content, str):
+        raise PromptError(f"{where}: the prompt must be a text, not {_kind(content)}")
+    if not content.strip():
         raise PromptError(f"{where}: the prompt is empty")
     if len(content) > MAXIMUM_PROMPT_CHARACTERS:
-        raise PromptError(f"{where}: the prompt is over a million characters")
+        raise PromptError(f"{where}: the prompt is over {MAXIMUM_PROMPT_CHARACTERS} characters; shorten it")
+    try:
+        content.encode()
+    except UnicodeEncodeError:  # half an emoji, as JSON's \ud83d alone gives; it cannot be sent
+        raise PromptError(f"{where}: the prompt holds half a surrogate pair, which is no text") from None
     return ChatMessage(role, content)
 
 
-def _whole(text: str) -> int | str:
-    return int(text) if text.strip().isdecimal() else text
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "a number")

@@ -104,7 +104,7 @@ def comparison_of(
     store: Store, run_ids: Sequence[str], by: tuple[str, ...], baseline: str | None, metrics: Sequence[str]
 ) -> Comparison:
     """Compare the cases of runs; reads the values by round that intervals need."""
-    cases = store.case_results(run_ids)
+    cases = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
     rounds: dict[tuple[str, str], Rounds] = {}
     for name in metrics:
         if registry.BY_NAME[name].by_round is None:
