@@ -9,10 +9,16 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchfleet import __version__
+
+if TYPE_CHECKING:
+    from benchfleet.v1 import host_pb2
+    from benchfleet_agent.config import AgentConfig
+    from benchfleet_agent.journal import Journal
 
 EXIT_USAGE = 2
 EXIT_UNABLE = 4
@@ -67,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace):  # type: ignore[no-untyped-def]  # AgentConfig, imported when used
+def _settings(options: argparse.Namespace) -> AgentConfig:
     from benchfleet_agent.config import load_config, override, parse_cpus
 
     cpus = getattr(options, "runtime_cpus", None)
@@ -82,7 +88,8 @@ def _settings(options: argparse.Namespace):  # type: ignore[no-untyped-def]  # A
     return config
 
 
-def _inventory(config):  # type: ignore[no-untyped-def]  # () -> host_pb2.Host; probes are looked at once
+def _inventory(config: AgentConfig) -> Callable[[], host_pb2.Host]:
+    """Who this host is; its probes are looked at once, the rest whenever asked."""
     from benchfleet_agent.config import ConfigError
     from benchfleet_agent.host import HostIdentity, fingerprint
     from benchfleet_agent.probes import default_probes, describe
@@ -114,9 +121,8 @@ def _serve(options: argparse.Namespace) -> int:
         journal.close()
 
 
-async def _serve_until_signal(config, journal) -> int:  # type: ignore[no-untyped-def]  # typed where they are made
+async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
     from benchfleet.transport import join_address, split_address
-
     from benchfleet_agent.executor import Runtimes
     from benchfleet_agent.service import AgentService, start_server
 

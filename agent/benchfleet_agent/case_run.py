@@ -12,12 +12,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-
 from benchfleet_agent.child import Child, ChildGone, ChildTimeout
 from benchfleet_agent.jobs import CaseOrder, Outcome, PromptOrder, case_outcome
 from benchfleet_agent.journal import JournalFull
@@ -61,7 +60,7 @@ class CaseRun:
             outcome = Outcome("failed", error.failure)
         except (JournalFull, MemoryError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (a bug here must cost one case, not the job)
             _log.exception("case %s", self._order.case_id)
             outcome = Outcome("failed", Failure(Reason.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
@@ -232,7 +231,7 @@ class CaseRun:
             raise WorkFailed(Reason.LOAD_PROCESS_CRASHED, str(error)) from None
 
     @contextlib.contextmanager
-    def _watching(self, session: Session):  # type: ignore[no-untyped-def]  # a generator of None
+    def _watching(self, session: Session) -> Iterator[None]:
         """Point the sampler at the runtime's processes while `Session.load` blocks this thread."""
         done = threading.Event()
         load_pid = self._load.pid if self._load else None

@@ -60,7 +60,7 @@ class Child:
         self.name = name
         self._log_path = log_path
         with log_path.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 (our own command line, no shell)
+            self._process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -189,7 +189,7 @@ def take_protocol() -> Protocol:
     commands = os.fdopen(os.dup(0), "r", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
     return Protocol(commands, events)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+
 from benchfleet.transport import DEFAULT_PORT, is_loopback, split_address
 
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
-
 from benchfleet_agent.case_run import CaseRun
 from benchfleet_agent.config import AgentConfig
 from benchfleet_agent.jobs import CaseOrder, JobOrder
@@ -111,7 +110,7 @@ class RunningJob:
                 self._case.carry_out(self._runtimes.of_case, self._runtimes.placement)
         except JournalFull as error:
             state, failure = job_pb2.JOB_STATE_FAILED, Failure(Reason.DISK_FULL, str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (the job must end with an event, whatever happened)
             _log.exception("job %s", self.order.job_id)
             state, failure = job_pb2.JOB_STATE_FAILED, Failure(Reason.INTERNAL, f"{type(error).__name__}: {error}")
         finally:
@@ -124,5 +123,5 @@ class RunningJob:
             state = job_pb2.JOB_STATE_CANCELLED if cancelled else job_pb2.JOB_STATE_FAILED
         try:
             self._recorder.job_finished(state, failure)
-        except Exception:
+        except Exception:  # noqa: BLE001  (nobody is left to tell)
             _log.exception("the end of job %s could not be written; it is closed at the next start", self.order.job_id)

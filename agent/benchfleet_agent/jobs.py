@@ -138,7 +138,9 @@ def _prompts(prompts: job_pb2.PromptSet) -> tuple[PromptOrder, ...]:
     for prompt in prompts.prompts:
         _require(bool(prompt.prompt_id) and len(prompt.prompt_id) <= 200, f"{where}: a prompt_id is empty or too long")
         _require(len(prompt.messages) >= 1, f"{where}: prompt {prompt.prompt_id!r} has no messages")
-        _require(0 <= prompt.max_tokens <= MAXIMUM_TOKENS, f"{where}: max_tokens of {prompt.prompt_id!r} is out of range")
+        _require(
+            0 <= prompt.max_tokens <= MAXIMUM_TOKENS, f"{where}: max_tokens of {prompt.prompt_id!r} is out of range"
+        )
         for message in prompt.messages:
             _require(message.role in ROLES, f"{where}: role must be one of {', '.join(ROLES)}")
             _require(len(message.content) <= MAXIMUM_TEXT, f"{where}: prompt {prompt.prompt_id!r} is over 1 MiB")

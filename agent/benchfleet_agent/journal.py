@@ -14,12 +14,13 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchfleet.v1 import event_pb2, job_pb2
 from google.protobuf import timestamp_pb2
+
+from benchfleet.v1 import event_pb2, job_pb2
 
 RESERVE_BYTES = 1 << 20
 """Kept aside so that a full disk still leaves room to write down that it is full."""
@@ -58,7 +59,7 @@ class HeldJob:
     run_id: str
     held_by: str
     spec: bytes
-    state: job_pb2.JobState
+    state: job_pb2.JobState.ValueType
     last_sequence: int
     accepted_unix_ns: int
 
@@ -155,7 +156,7 @@ class Journal:
         with self._lock, self._transaction():
             return self._write(job_id, events, None)
 
-    def finish(self, job_id: str, state: job_pb2.JobState, last: event_pb2.Event) -> None:
+    def finish(self, job_id: str, state: job_pb2.JobState.ValueType, last: event_pb2.Event) -> None:
         """Write a job's terminal event and its state; on a full disk the reserve makes room for it."""
         try:
             with self._lock, self._transaction():
@@ -212,7 +213,7 @@ class Journal:
         assert job is not None
         return job
 
-    def _write(self, job_id: str, events: Sequence[event_pb2.Event], state: job_pb2.JobState | None) -> int:
+    def _write(self, job_id: str, events: Sequence[event_pb2.Event], state: job_pb2.JobState.ValueType | None) -> int:
         row = self._db.execute("SELECT last_sequence FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         sequence = int(row[0])
         rows = []
@@ -233,7 +234,7 @@ class Journal:
         return sequence
 
     @contextlib.contextmanager
-    def _transaction(self):  # type: ignore[no-untyped-def]  # a generator of None
+    def _transaction(self) -> Iterator[None]:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
-
 from benchfleet_agent.jobs import Outcome
 from benchfleet_agent.journal import Journal
 from benchfleet_agent.load.record import RequestRecord, Status
@@ -35,7 +34,12 @@ class Recorder:
     """Writes one job's events to the journal and tells whoever follows. Safe from several threads."""
 
     def __init__(
-        self, journal: Journal, job_id: str, changed: Callable[[], None], *, clock_ns: Callable[[], int] = time.perf_counter_ns
+        self,
+        journal: Journal,
+        job_id: str,
+        changed: Callable[[], None],
+        *,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._journal = journal
         self._job_id = job_id
@@ -127,7 +131,7 @@ class Recorder:
         )
         self._append(event_pb2.Event(case_finished=message))
 
-    def job_finished(self, state: job_pb2.JobState, failure: Failure | None) -> None:
+    def job_finished(self, state: job_pb2.JobState.ValueType, failure: Failure | None) -> None:
         """The job ended; nothing may follow."""
         finish_job(self._journal, self._job_id, state, failure)
         self._changed()
@@ -143,7 +147,7 @@ def job_started(host: host_pb2.Host, spec: job_pb2.JobSpec) -> event_pb2.Event:
     return event_pb2.Event(job_started=event_pb2.JobStarted(host=host, spec=spec))
 
 
-def finish_job(journal: Journal, job_id: str, state: job_pb2.JobState, failure: Failure | None) -> None:
+def finish_job(journal: Journal, job_id: str, state: job_pb2.JobState.ValueType, failure: Failure | None) -> None:
     """Write the last event of a job."""
     message = event_pb2.JobFinished(state=state, failure=failure.to_proto() if failure else None)
     journal.finish(job_id, state, event_pb2.Event(job_finished=message))

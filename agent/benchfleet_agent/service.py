@@ -6,19 +6,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import grpc
+
 from benchfleet import CONTRACT_REVISION
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS, refusal
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
-
 from benchfleet_agent.executor import RunningJob, Runtimes
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
 
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 COALESCE_S = 0.05
 """How long the stream waits for more events after the first: fewer, fuller messages."""
 _log = logging.getLogger(__name__)
@@ -53,10 +55,12 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         running = self._active()
         if running is None:
             return True
-        running.cancel(Failure(Reason.AGENT_STOPPED, "the agent was stopped while the job ran; what had finished is kept"))
+        running.cancel(
+            Failure(Reason.AGENT_STOPPED, "the agent was stopped while the job ran; what had finished is kept")
+        )
         return await asyncio.to_thread(running.join, timeout_s)
 
-    async def GetHost(self, request: pb.GetHostRequest, context: grpc.aio.ServicerContext) -> pb.GetHostResponse:  # type: ignore[override]  # noqa: N802
+    async def GetHost(self, request: pb.GetHostRequest, context: Context) -> pb.GetHostResponse:  # noqa: N802
         """Answer with the fingerprint and what goes on."""
         host = await asyncio.to_thread(self._host)
         running = self._active()
@@ -69,8 +73,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         response.answer_time.GetCurrentTime()
         return response
 
-    async def ListModels(  # type: ignore[override]  # noqa: N802
-        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         """Answer with the runtimes' models."""
         try:
@@ -85,8 +89,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             raise await _refuse(context, code, error.failure) from None
         return pb.ListModelsResponse(models=models)
 
-    async def ResolveModel(  # type: ignore[override]  # noqa: N802
-        self, request: pb.ResolveModelRequest, context: grpc.aio.ServicerContext
+    async def ResolveModel(  # noqa: N802
+        self, request: pb.ResolveModelRequest, context: Context
     ) -> pb.ResolveModelResponse:
         """Answer with the variant a case would run."""
         try:
@@ -96,7 +100,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             raise await _refuse(context, grpc.StatusCode.NOT_FOUND, error.failure) from None
         return pb.ResolveModelResponse(model=model_to_proto(model, runtime.name))
 
-    async def StartJob(self, request: pb.StartJobRequest, context: grpc.aio.ServicerContext) -> pb.StartJobResponse:  # type: ignore[override]  # noqa: N802
+    async def StartJob(self, request: pb.StartJobRequest, context: Context) -> pb.StartJobResponse:  # noqa: N802
         """Accept, refuse, or recognise a job."""
         try:
             order = JobOrder.from_proto(request.job_id, request.spec)
@@ -124,27 +128,30 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             assert known is not None
             return pb.StartJobResponse(job=known.to_proto())
 
-    async def GetJob(self, request: pb.GetJobRequest, context: grpc.aio.ServicerContext) -> pb.GetJobResponse:  # type: ignore[override]  # noqa: N802
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:  # noqa: N802
         """Answer with one job."""
         job = await self._find(request.job_id, context)
         return pb.GetJobResponse(job=job.to_proto(), spec=job_pb2.JobSpec.FromString(job.spec))
 
-    async def ListJobs(self, request: pb.ListJobsRequest, context: grpc.aio.ServicerContext) -> pb.ListJobsResponse:  # type: ignore[override]  # noqa: N802
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802
         """Answer with the journal's jobs."""
         return pb.ListJobsResponse(jobs=[job.to_proto() for job in self._journal.jobs()])
 
-    async def StreamJobEvents(  # type: ignore[override]  # noqa: N802
-        self, request: pb.StreamJobEventsRequest, context: grpc.aio.ServicerContext
+    async def StreamJobEvents(  # noqa: N802
+        self, request: pb.StreamJobEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamJobEventsResponse]:
         """Send what is durable, then what becomes durable, until the job's last event."""
         job = await self._find(request.job_id, context)
         sequence = request.committed_sequence
         first = await asyncio.to_thread(self._journal.first_sequence, job.job_id)
         if not 0 <= sequence <= job.last_sequence or sequence + 1 < first:
-            message = f"events after {sequence} of job {job.job_id} are not here; it holds {first} to {job.last_sequence}"
+            message = (
+                f"events after {sequence} of job {job.job_id} are not here; it holds {first} to {job.last_sequence}"
+            )
             failure = Failure(Reason.EVENTS_RELEASED, message)
-            held = {"first_available_sequence": str(first)}
-            raise await _refuse(context, grpc.StatusCode.OUT_OF_RANGE, failure, held)
+            raise await _refuse(
+                context, grpc.StatusCode.OUT_OF_RANGE, failure, {"first_available_sequence": str(first)}
+            )
         while True:
             changed = self._changed
             found = await asyncio.to_thread(self._journal.read, job.job_id, sequence, BATCH_BYTES)
@@ -158,7 +165,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             await changed.wait()
             await asyncio.sleep(COALESCE_S)
 
-    async def CancelJob(self, request: pb.CancelJobRequest, context: grpc.aio.ServicerContext) -> pb.CancelJobResponse:  # type: ignore[override]  # noqa: N802
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:  # noqa: N802
         """Ask the job to end."""
         job = await self._find(request.job_id, context)
         running = self._active()
@@ -166,8 +173,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             await asyncio.to_thread(running.cancel)
         return pb.CancelJobResponse(job=job.to_proto())
 
-    async def ReleaseJobEvents(  # type: ignore[override]  # noqa: N802
-        self, request: pb.ReleaseJobEventsRequest, context: grpc.aio.ServicerContext
+    async def ReleaseJobEvents(  # noqa: N802
+        self, request: pb.ReleaseJobEventsRequest, context: Context
     ) -> pb.ReleaseJobEventsResponse:
         """Forget an ended job that the caller holds completely."""
         job = self._journal.job(request.job_id)
@@ -175,9 +182,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             await asyncio.to_thread(self._journal.release, job.job_id)
         return pb.ReleaseJobEventsResponse()
 
-    async def _accept(
-        self, order: JobOrder, spec: job_pb2.JobSpec, context: grpc.aio.ServicerContext
-    ) -> HeldJob:
+    async def _accept(self, order: JobOrder, spec: job_pb2.JobSpec, context: Context) -> HeldJob:
         try:
             if not self._journal.has_room():
                 raise JournalFull("less than 64 MiB are free on the agent's disk; free some space and run again")
@@ -191,7 +196,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         self._running.start()
         return job
 
-    async def _find(self, job_id: str, context: grpc.aio.ServicerContext) -> HeldJob:
+    async def _find(self, job_id: str, context: Context) -> HeldJob:
         job = self._journal.job(job_id)
         if job is None:
             message = f"this agent holds no job {job_id[:100]!r}; it was released, or ran on another host"
@@ -229,10 +234,10 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
 
 
 async def _refuse(
-    context: grpc.aio.ServicerContext, code: grpc.StatusCode, failure: Failure, metadata: dict[str, str] | None = None
+    context: Context, code: grpc.StatusCode, failure: Failure, metadata: dict[str, str] | None = None
 ) -> Exception:
-    """Abort the call (which raises); the return type lets callers write ``raise await _refuse(...)``."""
-    await context.abort_with_status(refusal(code, failure, metadata))  # type: ignore[attr-defined]
+    """Abort the call, which raises; the return type lets callers write a raise that type checkers follow."""
+    await context.abort_with_status(refusal(code, failure, metadata))
     raise AssertionError("abort_with_status raises")
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import job_pb2
-
 from benchfleet_controller import fleet
 from benchfleet_controller.fleet import Agent, HostProblem
 from benchfleet_controller.follow import Watch, Writer, follow

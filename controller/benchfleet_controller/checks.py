@@ -162,22 +162,34 @@ def _of_conditions(case: Row, warn: Any) -> Iterator[Warned]:
 
 def _of_hosts(hosts: Sequence[Row]) -> Iterator[Warned]:
     by_name: dict[str, list[Row]] = defaultdict(list)
-    by_machine: dict[str, set[str]] = defaultdict(set)
+    by_machine: dict[str, list[Row]] = defaultdict(list)
     for host in hosts:
         by_name[host["host"]].append(host)
         if host.get("machine_id"):
-            by_machine[host["machine_id"]].add(host["host"])
+            by_machine[host["machine_id"]].append(host)
     for name, seen in by_name.items():
         yield from _of_host(name, seen)
-    for names in by_machine.values():
-        if len(names) > 1:
-            shared = ", ".join(sorted(names))
-            message = "these hosts are one machine: they took each other's time when they ran together"
-            yield Warned(Code.MACHINE_SHARED, shared, message, "compare them only as a rehearsal, or run them in turn")
+    for sharing in by_machine.values():
+        if together := _overlapping(sharing):
+            message = "these hosts are one machine and their jobs ran at the same time: they took each other's time"
+            yield Warned(Code.MACHINE_SHARED, ", ".join(sorted(together)), message, "run them in turn")
     versions = {host["agent_version"] for host in hosts if host.get("agent_version")}
     if len(versions) > 1:
         message = f"agents have different versions: {', '.join(sorted(versions))}"
         yield Warned(Code.AGENTS_DIFFER, "fleet", message, "upgrade all agents to one version")
+
+
+def _overlapping(jobs: Sequence[Row]) -> set[str]:
+    """Hosts of jobs whose times overlap; jobs with unknown times count as overlapping nobody."""
+    timed = sorted(
+        (job for job in jobs if job.get("started_at") and job.get("finished_at")), key=lambda job: job["started_at"]
+    )
+    return {
+        name
+        for earlier, later in pairwise(timed)
+        if later["started_at"] < earlier["finished_at"]
+        for name in (earlier["host"], later["host"])
+    }
 
 
 def _of_host(name: str, seen: Sequence[Row]) -> Iterator[Warned]:

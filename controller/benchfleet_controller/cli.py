@@ -1,5 +1,6 @@
-"""benchfleet: parse, call, print; nothing else. Commands live in `commands` and are imported when used,
-so that ``--help`` stays quick.
+"""benchfleet: parse, call, print; nothing else.
+
+Commands live in `commands` and are imported when used, so that ``--help`` stays quick.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("benchfleet"):
             raise
-        return complain(f"the controller is not completely installed ({error}); run: pip install 'benchfleet[controller]'")
+        return complain(
+            f"the controller is not completely installed ({error}); run: pip install 'benchfleet[controller]'"
+        )
     from benchfleet_controller.commands import KNOWN_ERRORS
 
     try:
@@ -124,7 +127,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--token-timeout", type=float, metavar="S", help="most seconds between tokens")
     run.add_argument("--load-timeout", type=float, metavar="S", help="most seconds to load a model (default 600)")
     run.add_argument("--name", metavar="NAME", help="what to call the run")
-    run.add_argument("--detach", action="store_true", help="start the jobs and leave; `benchfleet collect` fetches them")
+    run.add_argument(
+        "--detach", action="store_true", help="start the jobs and leave; `benchfleet collect` fetches them"
+    )
     run.add_argument("--cancel", action="store_true", help="end the jobs too when interrupted with Ctrl-C")
     _add_inventory(run)
     _add_format(run)
@@ -146,15 +151,26 @@ def _add_answers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     show.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
     _add_format(show)
     compare = _command(commands, "compare", "answers:compare_command", "which is better, by how much, how sure")
-    compare.epilog = "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD"
+    compare.epilog = (
+        "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD"
+    )
     compare.formatter_class = argparse.RawDescriptionHelpFormatter
     compare.add_argument("run", nargs="*", metavar="RUN", help=f"{_RUN_HELP}; several are put together (default last)")
     compare.add_argument(
-        "--by", choices=("host", "device", "model", "runtime", "case"), default="host", help="what to compare (default host)"
+        "--by",
+        choices=("host", "device", "model", "runtime", "case"),
+        default="host",
+        help="what to compare (default host)",
     )
-    compare.add_argument("--baseline", metavar="X", help="the group (or run) others are compared with (default: the first)")
-    compare.add_argument("--metric", action="append", default=[], metavar="M", help="only these metrics; repeat for more")
-    compare.add_argument("--fail-on-regression", metavar="PCT", help="exit with 3 when something is worse by more than PCT")
+    compare.add_argument(
+        "--baseline", metavar="X", help="the group (or run) others are compared with (default: the first)"
+    )
+    compare.add_argument(
+        "--metric", action="append", default=[], metavar="M", help="only these metrics; repeat for more"
+    )
+    compare.add_argument(
+        "--fail-on-regression", metavar="PCT", help="exit with 3 when something is worse by more than PCT"
+    )
     _add_format(compare)
     report = _command(commands, "report", "answers:report", "write a run's report to a file")
     report.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")

@@ -43,7 +43,8 @@ def run_demo(directory: Path, model: str, rounds: int, database: Path | None) ->
     )
     with contextlib.ExitStack() as agents:
         hosts = tuple(
-            HostTarget(name, agents.enter_context(running_agent(directory / name, cpus))) for name, cpus in AGENTS.items()
+            HostTarget(name, agents.enter_context(running_agent(directory / name, cpus)))
+            for name, cpus in AGENTS.items()
         )
         plan = Plan(name="demo", hosts=hosts, models=(model,), rounds=rounds, max_tokens=64)
         with Progress(list(AGENTS)) as progress:

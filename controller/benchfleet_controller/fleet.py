@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
+
 from benchfleet import CONTRACT_REVISION, __version__
 from benchfleet.failures import Failure, Reason
 from benchfleet.transport import CHANNEL_OPTIONS, failure_of, join_address, split_address
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
-
 from benchfleet_controller.plan import HostTarget, Plan
 
 CONNECT_S = 5.0
@@ -96,15 +97,15 @@ class Agent:
 
 
 @contextlib.contextmanager
-def refusals(target: HostTarget):  # type: ignore[no-untyped-def]  # a generator of None
+def refusals(target: HostTarget) -> Iterator[None]:
     """Turn gRPC errors of calls inside into `HostProblem`."""
     try:
         yield
     except grpc.RpcError as error:
-        raise HostProblem(target, explain(target, error)) from None
+        raise HostProblem(target, explain(error)) from None
 
 
-def explain(target: HostTarget, error: grpc.RpcError) -> Failure:
+def explain(error: grpc.RpcError) -> Failure:
     """Why a call failed, in our words."""
     own = failure_of(error)
     if own is not None:
@@ -127,7 +128,7 @@ async def connect(target: HostTarget, timeout_s: float = CONNECT_S) -> Agent:
     host, port = split_address(target.address)
     await _check_listening(target, host, port, timeout_s)
     channel = grpc.aio.insecure_channel(join_address(host, port), options=CHANNEL_OPTIONS)
-    stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)  # type: ignore[assignment]
+    stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)
     before = time.time()
     try:
         answer = await stub.GetHost(pb.GetHostRequest(), timeout=timeout_s)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import grpc
+
 from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2
-
 from benchfleet_controller.fleet import Agent, HostProblem, explain
 from benchfleet_controller.store import Store, StoreBusy
 
@@ -75,7 +75,7 @@ async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch) -> Non
             break
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise HostProblem(agent.target, explain(agent.target, error)) from None
+                raise HostProblem(agent.target, explain(error)) from None
             now = time.monotonic()
             if away_since is None or await writer.committed_sequence(job_id) > before:
                 away_since, pause = now, FIRST_PAUSE_S
@@ -126,11 +126,11 @@ async def _stream(agent: Agent, job_id: str, committed: int, writer: Writer, wat
             queue.get_nowait()
 
 
-async def _finish(work) -> int:  # type: ignore[no-untyped-def]  # a coroutine of int
+async def _finish(work: Awaitable[int]) -> int:
     """Let a commit end even when this task is cancelled meanwhile: a thread cannot be stopped half-way."""
     task = asyncio.ensure_future(work)
     try:
-        return int(await asyncio.shield(task))
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise

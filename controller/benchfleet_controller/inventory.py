@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import platformdirs
-from benchfleet.transport import join_address, split_address
 
+from benchfleet.transport import join_address, split_address
 from benchfleet_controller.plan import HostTarget
 
 VARIABLE = "BENCHFLEET_FLEET"
@@ -120,12 +120,11 @@ def toml_problem(error: Exception) -> str:
 
 
 def _read(path: Path, document: dict[str, object]) -> dict[str, str]:
-    problems: list[str] = []
+    how = 'write [hosts] and then name = "address" lines'
     hosts = document.pop("hosts", {})
-    for key in document:
-        problems.append(f"{path}: {key[:100]!r} is no key of an inventory; write [hosts] and then name = \"address\" lines")
+    problems = [f"{path}: {key[:100]!r} is no key of an inventory; {how}" for key in document]
     if not isinstance(hosts, dict):
-        problems.append(f'{path}: hosts must be a table: write [hosts] and then name = "address" lines')
+        problems.append(f"{path}: hosts must be a table: {how}")
         hosts = {}
     for name, address in hosts.items():
         where = f"{path}: hosts.{name}" if name.isprintable() else f"{path}: hosts"
@@ -158,9 +157,11 @@ def _resolve(argument: str, inventory: Mapping[str, str], known: Mapping[str, st
 
 
 def _normal(address: str, where: str) -> str:
-    """``HOST:PORT``. Stricter than `split_address`, so that a slip is told here and not as a host that cannot be reached."""
+    """``HOST:PORT``. Stricter than `split_address`: a slip is told here, and not as a host that cannot be reached."""
     if "://" in address:
-        raise InventoryError(f"{where}: an agent's address has no {address.partition('://')[0][:20]!r}://; write {_EXAMPLE}")
+        raise InventoryError(
+            f"{where}: an agent's address has no {address.partition('://')[0][:20]!r}://; write {_EXAMPLE}"
+        )
     try:
         host, port = split_address(address)
         if "[" in address or ":" in host:

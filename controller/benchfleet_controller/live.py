@@ -6,9 +6,13 @@ import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from benchfleet.v1 import event_pb2
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
 
 PLAIN_PERIOD_S = 2.0
 
@@ -84,7 +88,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._hosts = {name: HostProgress() for name in hosts}
         self._quiet = quiet
-        self._live = None
+        self._live: Live | None = None
         self._spoken: dict[str, tuple[str, float]] = {}
         if not quiet and self._stream.isatty():
             from rich.console import Console
@@ -132,7 +136,7 @@ class Progress:
             self._spoken[host] = (text, now)
             print(f"{host}: {text}", file=self._stream, flush=True)
 
-    def _table(self):  # type: ignore[no-untyped-def]  # a rich Table, imported when used
+    def _table(self) -> Table:
         from rich.table import Table
         from rich.text import Text
 

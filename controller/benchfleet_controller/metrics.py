@@ -107,8 +107,8 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "mean of end of body - t0",
         by_round=_of_requests("avg(e2e_s)", "count(e2e_s)"),
     ),
-    _quantile("e2e_p50_s", 0.5, "p50 (s)", "median of end of body - t0", "e2e_n"),
-    _quantile("e2e_p95_s", 0.95, "p95 (s)", "95th percentile of end of body - t0", "e2e_n"),
+    _quantile("e2e_p50_s", 0.5, "Latency p50 (s)", "median of end of body - t0", "e2e_n"),
+    _quantile("e2e_p95_s", 0.95, "Latency p95 (s)", "95th percentile of end of body - t0", "e2e_n"),
     _quantile("itl_p50_s", 0.5, "ITL p50 (s)", "median gap between token-bearing chunks, all requests pooled", "itl_n"),
     CaseMetric("itl_p95_s", "s", _LOWER, "ITL p95 (s)", ".4f", "95th percentile of those gaps", 0.95, "itl_n"),
     CaseMetric(

@@ -1,6 +1,15 @@
-"""Plans from TOML or JSON files, flags and the environment. Flags win over the file, the file over the environment.
+"""Plans from TOML or JSON files, flags and the environment.
 
-The file's keys are documented, with an example, in docs/plan.md.
+Flags win over the file, the file over the environment, the environment over the defaults. A file's top-level keys:
+
+- ``name``, ``seed``, ``rounds``, ``warmup``, ``max_tokens``, ``temperature``, ``top_p``, ``stream``, ``endpoint``;
+- ``models``, ``devices``, ``runtimes``, ``concurrency``: one value or a list; every combination is a case;
+- ``hosts``: a table ``name = "address"``, ``[[hosts]]`` with ``name`` and ``address``, or a list of HOST texts as
+  on the command line;
+- ``prompts``: a file (relative to the plan), a list of texts or prompt objects, or a table of such by name;
+- ``deadlines``: ``prepare_s``, ``load_s``, ``request_s``, ``first_token_s``, ``token_s``.
+
+docs/plan.md documents them with an example.
 """
 
 from __future__ import annotations
@@ -8,18 +17,17 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchfleet_controller.inventory import InventoryError, check_name, resolve_hosts
-from benchfleet_controller.plan import DEVICES, Deadlines, HostTarget, Plan, PromptSet
-from benchfleet_controller.prompts import inline_prompts, load_prompts
+from benchfleet_controller.inventory import InventoryError, check_distinct, host_target, resolve_hosts, toml_problem
+from benchfleet_controller.plan import Deadlines, HostTarget, Plan, PromptSet
+from benchfleet_controller.plan_limits import excesses, problems_of, shown
+from benchfleet_controller.prompts import PromptError, inline_prompts, load_prompts
 
-MAXIMUM_CONCURRENCY = 256
-MAXIMUM_ROUNDS = 10_000
-MAXIMUM_TOKENS = 1 << 20
+MAXIMUM_FILE_BYTES = 16 << 20
 
 
 class PlanError(Exception):
@@ -53,140 +61,138 @@ class PlanDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(PlanDraft):
     """What the command line's flags say. None: not given."""
 
-    name: str | None = None
-    hosts: tuple[HostTarget, ...] | None = None
-    models: tuple[str, ...] | None = None
-    devices: tuple[str, ...] | None = None
-    runtimes: tuple[str, ...] | None = None
-    endpoint_url: str | None = None
-    rounds: int | None = None
-    warmup_rounds: int | None = None
-    concurrencies: tuple[int, ...] | None = None
     prompts_file: Path | None = None
     prompts: tuple[str, ...] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stream: bool | None = None
-    prepare_s: float | None = None
-    load_s: float | None = None
-    request_s: float | None = None
-    first_token_s: float | None = None
-    token_s: float | None = None
 
 
-def load_plan(path: Path) -> PlanDraft:
-    """Read a plan file. Raises `PlanError` with every problem of the file at once."""
+_FLAGS = {
+    "models": "--model", "devices": "--device", "runtimes": "--runtime", "endpoint_url": "--endpoint",
+    "warmup_rounds": "--warmup", "concurrencies": "--concurrency", "prepare_s": "--prepare-timeout",
+    "load_s": "--load-timeout", "request_s": "--request-timeout", "first_token_s": "--first-token-timeout",
+    "token_s": "--token-timeout",
+}  # fmt: skip
+"""Flags that are not called as their field."""
+
+
+def load_plan(path: Path, names: Mapping[str, str] | None = None) -> PlanDraft:
+    """Read a plan file; ``names`` (name to address) are the hosts it may name without an address.
+
+    Raises `PlanError` with every problem of the file at once.
+    """
     try:
+        if path.stat().st_size > MAXIMUM_FILE_BYTES:
+            raise PlanError(
+                f"the plan {path} is over {MAXIMUM_FILE_BYTES >> 20} MiB; put long prompts into their own files"
+            )
         text = path.read_text(encoding="utf-8-sig")
-        document = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        document = (
+            json.loads(text, object_pairs_hook=_object) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        )
     except OSError as error:
         raise PlanError(f"the plan {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise PlanError(f"the plan {path} is not UTF-8; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise PlanError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:  # tomllib's error is a ValueError
+        raise PlanError(f"{path}: {toml_problem(error)}") from None
     if not isinstance(document, dict):
-        raise PlanError(f"{path}: a plan is a table of keys, not a {type(document).__name__}")
-    return _Reader(path).read(document)
+        raise PlanError(f"{path}: a plan is a table of keys, not {shown(document)}")
+    return _Reader(path, names or {}).read(document)
 
 
 def build_plan(draft: PlanDraft | None, overrides: Overrides, environment: Mapping[str, str]) -> Plan:
-    """Put file, flags and environment together and check the whole. Raises `PlanError`, `PromptError`."""
-    chosen: dict[str, Any] = _environment(environment)
-    for source in (draft or PlanDraft(), overrides):
-        for field in fields(source):
-            value = getattr(source, field.name)
-            if value is not None:
-                chosen[field.name] = value
-    if overrides.prompts_file is not None:
-        chosen["prompt_sets"] = (load_prompts(overrides.prompts_file),)
-    elif overrides.prompts is not None:
-        chosen["prompt_sets"] = (inline_prompts(overrides.prompts),)
-    for name in ("prompts_file", "prompts"):
-        chosen.pop(name, None)
+    """Put file, flags and environment together and check the whole. Raises `PlanError` with every problem at once."""
+    given = _given(draft) if draft else {}
+    flags = _given(overrides)
+    problems = [
+        f"{_FLAGS.get(name, '--' + name.replace('_', '-'))} {problem}"
+        for name, value in flags.items()
+        for _, problem in problems_of(name, value)
+    ]
+    flag_prompts, wrong = _flag_prompts(flags.pop("prompts_file", None), flags.pop("prompts", None))
+    given |= flags | flag_prompts
+    defaults, wrong_defaults = _environment(environment, given)
+    problems += wrong + wrong_defaults
+    if overrides.endpoint_url and "endpoint" not in given.get("runtimes", ("endpoint",)):
+        problems.append("--endpoint is given, but the runtimes do not name it; add --runtime endpoint")
+    chosen: dict[str, Any] = {"name": "run"} | defaults | given
     if chosen.get("endpoint_url") and "runtimes" not in chosen:
         chosen["runtimes"] = ("endpoint",)
-    deadlines = {field.name: chosen.pop(field.name, None) for field in fields(Deadlines)}
     if not chosen.get("hosts"):
-        raise PlanError("no host is named; add --host NAME=ADDRESS (an agent's address) or [hosts] to the plan")
+        problems.append("no host is named; add --host NAME=ADDRESS (an agent's address) or [hosts] to the plan")
     if not chosen.get("models"):
-        raise PlanError("no model is named; add --model, for example --model smollm2-135m, or models to the plan")
-    chosen.setdefault("name", "run")
-    plan = replace(Plan(chosen["name"], chosen["hosts"], chosen["models"]), **chosen, deadlines=Deadlines(**deadlines))
-    if problems := _problems(plan):
+        problems.append("no model is named; add --model, for example --model smollm2-135m, or models to the plan")
+    if problems:
         raise PlanError("\n".join(problems))
+    deadlines = Deadlines(**{field.name: chosen.pop(field.name, None) for field in fields(Deadlines)})
+    plan = Plan(**chosen, deadlines=deadlines)
+    if too_much := list(excesses(plan)):
+        raise PlanError("\n".join(too_much))
     return plan
 
 
-def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The seed workshop's variables as defaults."""
+def _given(draft: PlanDraft) -> dict[str, Any]:
+    return {field.name: value for field in fields(draft) if (value := getattr(draft, field.name)) is not None}
+
+
+def _flag_prompts(file: Path | None, texts: tuple[str, ...] | None) -> tuple[dict[str, Any], list[str]]:
+    """The prompt set that the flags give, and what is wrong with it."""
+    if file is not None and texts is not None:
+        return {}, ["--prompts and --prompt exclude each other; give a file or texts"]
+    try:
+        if file is not None:
+            return {"prompt_sets": (load_prompts(file),)}, []
+        if texts is not None:
+            return {"prompt_sets": (inline_prompts(texts, where="--prompt"),)}, []
+    except PromptError as error:
+        return {}, str(error).splitlines()
+    return {}, []
+
+
+def _environment(environment: Mapping[str, str], taken: Container[str]) -> tuple[dict[str, Any], list[str]]:
+    """The seed workshop's variables for the fields that nothing else gives, and what is wrong with them."""
     chosen: dict[str, Any] = {}
-
-    def number(variable: str, key: str, kind: Callable[[str], Any]) -> None:
-        if text := environment.get(variable, "").strip():
-            try:
-                chosen[key] = kind(text)
-            except ValueError:
-                raise PlanError(f"the environment variable {variable} must be a number, not {text!r}") from None
-
-    if models := [name.strip() for name in environment.get("BENCH_MODELS", "").split(",") if name.strip()]:
-        chosen["models"] = tuple(models)
-    number("BENCH_ROUNDS", "rounds", int)
-    number("BENCH_MAX_TOKENS", "max_tokens", int)
-    number("BENCH_TEMPERATURE", "temperature", float)
-    if prompt := environment.get("BENCH_PROMPT", "").strip():
-        chosen["prompt_sets"] = (inline_prompts([prompt], "BENCH_PROMPT"),)
-    if stream := environment.get("BENCH_STREAM", "").strip():
-        if stream not in ("0", "1"):
-            raise PlanError(f"the environment variable BENCH_STREAM must be 0 or 1, not {stream!r}")
-        chosen["stream"] = stream == "1"
-    if endpoint := environment.get("FOUNDRY_LOCAL_ENDPOINT", "").strip():
-        chosen["endpoint_url"] = endpoint
-    return chosen
+    problems: list[str] = []
+    for variable, (field, kind, read) in _VARIABLES.items():
+        text = environment.get(variable, "").strip()
+        if not text or field in taken:
+            continue
+        try:
+            value = read(text)
+        except (ValueError, KeyError):
+            problems.append(f"the environment variable {variable} must be {kind}, not {shown(text)}")
+            continue
+        except PromptError as error:
+            problems.append(str(error))
+            continue
+        wrong = [problem for _, problem in problems_of(field, value)]
+        problems += [f"the environment variable {variable} {problem}" for problem in wrong]
+        if not wrong and value != ():
+            chosen[field] = value
+    return chosen, problems
 
 
-def _problems(plan: Plan) -> list[str]:
-    """Everything that is wrong with a plan's values."""
-    checks = [
-        (1 <= plan.rounds <= MAXIMUM_ROUNDS, f"rounds must lie between 1 and {MAXIMUM_ROUNDS}, not {plan.rounds}"),
-        (0 <= plan.warmup_rounds <= MAXIMUM_ROUNDS, f"warmup must not be negative, not {plan.warmup_rounds}"),
-        (1 <= plan.max_tokens <= MAXIMUM_TOKENS, f"max_tokens must lie between 1 and {MAXIMUM_TOKENS}"),
-        (plan.temperature is None or 0 <= plan.temperature <= 2, "temperature must lie between 0 and 2"),
-        (plan.top_p is None or 0 < plan.top_p <= 1, "top_p must be above 0 and at most 1"),
-        (bool(plan.concurrencies), "concurrency must not be an empty list"),
-        (len({*plan.models}) == len(plan.models), "a model is named twice"),
-        (len({host.name for host in plan.hosts}) == len(plan.hosts), "two hosts have the same name"),
-        (len({prompts.name for prompts in plan.prompt_sets}) == len(plan.prompt_sets), "two prompt sets have one name"),
-        ("endpoint" not in plan.runtimes or bool(plan.endpoint_url), "the runtime endpoint needs --endpoint URL"),
-        (plan.name.isprintable() and 0 < len(plan.name) <= 200, "name must be a short printable text"),
-    ]
-    problems = [message for fine, message in checks if not fine]
-    problems += [
-        f"concurrency must lie between 1 and {MAXIMUM_CONCURRENCY}, not {number}"
-        for number in plan.concurrencies
-        if not 1 <= number <= MAXIMUM_CONCURRENCY
-    ]
-    problems += [f"device must be cpu, gpu or npu, not {d!r}" for d in plan.devices if d not in ("", *DEVICES)]
-    problems += [f"{m[:100]!r} cannot be a model's name" for m in plan.models if not m.strip() or not m.isprintable()]
-    for field in fields(Deadlines):
-        seconds = getattr(plan.deadlines, field.name)
-        if seconds is not None and not 0 < seconds <= 86_400:
-            problems.append(f"the time limit {field.name} must lie between 0 and 86400 seconds, not {seconds:g}")
-    return problems
+_VARIABLES: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "FOUNDRY_LOCAL_ENDPOINT": ("endpoint_url", "a URL", str),
+    "BENCH_MODELS": ("models", "a list", lambda text: tuple(part.strip() for part in text.split(",") if part.strip())),
+    "BENCH_ROUNDS": ("rounds", "a whole number", int),
+    "BENCH_PROMPT": ("prompt_sets", "a text", lambda text: (inline_prompts([text], "BENCH_PROMPT"),)),
+    "BENCH_STREAM": ("stream", "0 or 1", lambda text: {"0": False, "1": True}[text]),
+    "BENCH_MAX_TOKENS": ("max_tokens", "a whole number", int),
+    "BENCH_TEMPERATURE": ("temperature", "a number", float),
+}
 
 
 class _Reader:
     """Reads a plan's table and gathers its problems."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: Mapping[str, str]) -> None:
         self._path = path
+        self._names = names
         self._problems: list[str] = []
         self._keys: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
             "name": ("name", self._of(str)),
@@ -205,88 +211,128 @@ class _Reader:
             "seed": ("seed", self._of(int)),
             "stream": ("stream", self._of(bool)),
         }
+        self._deadlines = {field.name: (field.name, self._of(float)) for field in fields(Deadlines)}
 
     def read(self, document: Mapping[str, Any]) -> PlanDraft:
         """The draft. Raises `PlanError` when anything was wrong."""
-        found: dict[str, Any] = {}
-        for key, value in document.items():
-            if key == "deadlines":
-                found |= self._deadlines(value)
-            elif key not in self._keys:
-                self._unknown(key, [*self._keys, "deadlines"])
-            else:
-                name, read = self._keys[key]
-                found[name] = read(key, value)
-        if found.get("models") == ():
-            self._say("models", "is empty; name at least one, for example smollm2-135m")
+        top = {key: value for key, value in document.items() if key != "deadlines"}
+        found = self._table("", top, self._keys, also=("deadlines",))
+        deadlines = document.get("deadlines", {})
+        if isinstance(deadlines, dict):
+            found |= self._table("deadlines.", deadlines, self._deadlines)
+        else:
+            self._say("deadlines", "must be a table of seconds, such as [deadlines] and then request_s = 60")
+        if found.get("endpoint_url") and "endpoint" not in found.get("runtimes", ("endpoint",)):
+            self._say("endpoint", 'is given, but runtimes does not name it; add "endpoint" to runtimes')
         if self._problems:
             raise PlanError("\n".join(self._problems))
         return PlanDraft(**found)
 
-    def _say(self, key: str, problem: str) -> None:
-        self._problems.append(f"{self._path}: {key} {problem}")
+    def _table(
+        self,
+        prefix: str,
+        table: Mapping[str, Any],
+        known: Mapping[str, tuple[str, Callable[[str, Any], Any]]],
+        also: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in table.items():
+            if key not in known:
+                near = difflib.get_close_matches(key.lower(), (*known, *also), n=1)
+                hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join((*known, *also))}"
+                self._say(prefix + (key if key.isprintable() else ascii(key)), f"is no key of a plan; {hint}")
+                continue
+            field, read = known[key]
+            before = len(self._problems)
+            found[field] = read(prefix + key, value)
+            if len(self._problems) == before:
+                for where, problem in problems_of(field, found[field]):
+                    self._say(prefix + key + (where if isinstance(value, list) else ""), problem)
+        return found
 
-    def _unknown(self, key: str, known: list[str]) -> None:
-        near = difflib.get_close_matches(key, known, n=1)
-        self._say(key, f"is no key of a plan; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(known)}")
+    def _say(self, key: str, problem: str) -> None:
+        self._problems.append(f"{self._path}: {key[:100]} {problem}")
 
     def _of(self, kind: type) -> Callable[[str, Any], Any]:
         def read(key: str, value: Any) -> Any:
             wanted = (int, float) if kind is float else kind
-            if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-                self._say(key, f"must be {_KINDS[kind]}, not {value!r}"[:300])
-                return None
-            return value
+            if isinstance(value, wanted) and (kind is bool or not isinstance(value, bool)):
+                return value
+            self._say(key, f"must be {_KINDS[kind]}, not {shown(value)}")
+            return None
 
         return read
 
     def _list(self, kind: type) -> Callable[[str, Any], Any]:
+        one = self._of(kind)
+
         def read(key: str, value: Any) -> Any:
-            values = value if isinstance(value, list) else [value]
-            one = self._of(kind)
-            return tuple(one(f"{key}[{index}]" if isinstance(value, list) else key, v) for index, v in enumerate(values))
+            if isinstance(value, list):
+                return tuple(one(f"{key}[{index}]", each) for index, each in enumerate(value))
+            return (one(key, value),)
 
         return read
 
     def _hosts(self, key: str, value: Any) -> Any:
-        if not isinstance(value, dict) or not all(isinstance(address, str) for address in value.values()):
-            self._say(key, 'must be a table: [hosts] and then name = "address" lines')
+        found: list[HostTarget] = []
+        if not value or not isinstance(value, dict | list):
+            self._say(key, 'must name at least one host: write [hosts] and then name = "address" lines')
             return None
+        listed = isinstance(value, list)
+        entries: list[tuple[str, str, Any]]
+        if isinstance(value, list):
+            entries = [(f"{key}[{index}]", "", entry) for index, entry in enumerate(value)]
+        else:
+            entries = [(f"{key}.{name}" if name.isprintable() else key, name, entry) for name, entry in value.items()]
+        for place, name, entry in entries:
+            try:
+                if isinstance(entry, str):
+                    found += resolve_hosts([entry], self._names, {}) if listed else [host_target(name, entry, "it")]
+                elif listed and isinstance(entry, dict) and _is_host(entry):
+                    found.append(host_target(entry["name"], entry["address"], "it"))
+                else:
+                    wanted = "a table of name and address, both texts" if listed else "an address"
+                    self._say(place, f"must be {wanted}, not {shown(entry)}")
+            except InventoryError as error:
+                self._say(place, f"is wrong: {error}")
         try:
-            for name in value:
-                check_name(name, key)
-            return resolve_hosts([f"{name}={address}" for name, address in value.items()], {}, {})
+            check_distinct(found)
         except InventoryError as error:
-            self._say(key, str(error))
-            return None
+            self._say(key, f"are wrong: {error}")
+        return tuple(found)
 
     def _prompts(self, key: str, value: Any) -> Any:
-        if isinstance(value, str):
-            return (load_prompts(self._path.parent / value),)
-        if isinstance(value, list) and all(isinstance(text, str) for text in value):
-            return (inline_prompts(value),)
-        if isinstance(value, dict):
-            sets = []
-            for name, entry in value.items():
-                (chosen,) = self._prompts(f"{key}.{name}", entry) or (None,)
-                if chosen is not None:
-                    sets.append(replace(chosen, name=name))
-            return tuple(sets)
-        self._say(key, "must be a file name, a list of texts, or a table of such by name")
-        return None
+        sets = value.items() if isinstance(value, dict) else [("", value)]
+        found = []
+        for name, entry in sets:
+            place = f"{self._path}: {key}.{name}" if name else f"{self._path}: {key}"
+            try:
+                if isinstance(entry, str):
+                    chosen = load_prompts(self._path.parent / Path(entry).expanduser())
+                elif isinstance(entry, list):
+                    chosen = inline_prompts(entry, name or "inline", place)
+                else:
+                    raise PromptError(f"{place} must be a file's name or a list of prompts, not {shown(entry)}")
+                found.append(PromptSet(name or chosen.name, chosen.prompts))
+            except PromptError as error:
+                lines = str(error).splitlines()
+                self._problems += [line if line.startswith(place) else f"{place}: {line}" for line in lines]
+        if not sets:
+            self._say(key, "must not be empty; name a file, texts, or sets of such")
+        return tuple(found)
 
-    def _deadlines(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self._say("deadlines", "must be a table of seconds")
-            return {}
-        known = [field.name for field in fields(Deadlines)]
-        found = {}
-        for key, seconds in value.items():
-            if key in known:
-                found[key] = self._of(float)(f"deadlines.{key}", seconds)
-            else:
-                self._unknown(f"deadlines.{key}", [f"deadlines.{name}" for name in known])
-        return found
+
+def _is_host(entry: dict[str, Any]) -> bool:
+    return set(entry) == {"name", "address"} and all(isinstance(text, str) for text in entry.values())
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:100]!r} is given twice; give it once")
+    return found
 
 
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}

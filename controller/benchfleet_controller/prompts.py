@@ -44,8 +44,8 @@ def inline_prompts(entries: Sequence[Any], name: str = "inline", where: str = ""
     return _set(name, ((f"prompt {index}", entry) for index, entry in enumerate(entries, start=1)), where or name)
 
 
-def load_prompts(path: Path) -> PromptSet:
-    """A set from a file, named after it. Raises `PromptError` with file, line or place, and reason."""
+def load_prompts(path: Path, name: str | None = None) -> PromptSet:
+    """A set from a file, named after it unless named. Raises `PromptError` with file, line or place, and reason."""
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise PromptError(f"{path}: prompts are read from {', '.join(_READERS)} files")
@@ -57,10 +57,10 @@ def load_prompts(path: Path) -> PromptSet:
         raise PromptError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise PromptError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    return _set(path.stem, read(str(path), content), str(path))
+    return _set(path.stem if name is None else name, read(str(path), content), str(path))
 
 
-def _text(where: str, content: str) -> Iterator[tuple[str, Any]]:
+def _text(_where: str, content: str) -> Iterator[tuple[str, Any]]:
     # Not splitlines: it also breaks at U+2028 and form feeds, which editors do not count as lines.
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -140,7 +140,9 @@ def _set(name: str, entries: Iterator[tuple[str, Any]], where: str) -> PromptSet
             problems.append(str(error))
             continue
         if first := places.get(prompt.prompt_id):
-            problems.append(f"{where}: {place}: the id {prompt.prompt_id!r} is already that of {first}; ids differ in a set")
+            problems.append(
+                f"{where}: {place}: the id {prompt.prompt_id!r} is already that of {first}; ids differ in a set"
+            )
         prompts[prompt.prompt_id] = prompt
         places[prompt.prompt_id] = place
     if not prompts and not problems:

@@ -84,7 +84,7 @@ def refusal(code: grpc.StatusCode, failure: Failure, metadata: Mapping[str, str]
         error_details_pb2.ErrorInfo(reason=failure.reason.value, domain=ERROR_DOMAIN, metadata=dict(metadata or {}))
     )
     number = code_pb2.Code.Value(code.name)
-    status: grpc.Status = rpc_status.to_status(
+    status: grpc.Status = rpc_status.to_status(  # type: ignore[no-untyped-call]
         status_pb2.Status(code=number, message=failure.message, details=[detail])
     )
     return status
@@ -94,7 +94,7 @@ def failure_of(error: grpc.RpcError) -> tuple[Failure, dict[str, str]] | None:
     """The failure and metadata a refused call carries; None when the status is not ours."""
     try:
         # The synchronous function also reads grpc.aio's errors; its async twin does not.
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[no-untyped-call]
     except (ValueError, NotImplementedError, AttributeError):
         return None
     if status is None:

@@ -52,7 +52,12 @@ class AgentProcess:
         command += ["--config", str(self.config), *self.flags]
         with (self.data_dir / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment(), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+                start_new_session=True,
             )
         wait_until(self._listens, 30, f"the agent listens; {self.log()}")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchfleet.failures import Reason, WorkFailed
 
+from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import Child
 from benchfleet_agent.runtimes import Endpoint, Placement

@@ -31,7 +31,13 @@ def test_one_host_ends_in_a_table_and_rows_that_agree(make_agent: MakeAgent, ben
     assert "tiny-random" in done.stdout
     (case,) = benchfleet.show()
     assert set(case) >= SHOWN
-    assert (case["host"], case["status"], case["rounds"], case["requests"], case["failed"]) == ("solo", "succeeded", 2, 8, 0)
+    assert (case["host"], case["status"], case["rounds"], case["requests"], case["failed"]) == (
+        "solo",
+        "succeeded",
+        2,
+        8,
+        0,
+    )
     assert case["variant"] == "tiny-random-generic-cpu:1"
     assert case["tokens_source"] == "usage"
     assert case["output_tokens"] == 8 * 8
@@ -55,7 +61,9 @@ def test_samples_belong_to_the_round_they_were_taken_in(make_agent: MakeAgent, b
         "SELECT count(*) FROM samples s JOIN rounds r USING (round_id) "
         "WHERE s.sample_ns < r.start_ns - 1e9 OR s.sample_ns > r.end_ns + 1e9"
     )
-    covered = benchfleet.rows("SELECT count(DISTINCT round_id) FROM samples WHERE round_id IS NOT NULL AND round_id <> ''")
+    covered = benchfleet.rows(
+        "SELECT count(DISTINCT round_id) FROM samples WHERE round_id IS NOT NULL AND round_id <> ''"
+    )
     rising = benchfleet.rows(
         "SELECT min(d) FROM (SELECT runtime_cpu_ns - lag(runtime_cpu_ns) OVER (ORDER BY sample_ns) AS d FROM samples "
         "WHERE phase IN ('warmup', 'round'))"
@@ -93,7 +101,10 @@ def test_reports_are_written_in_every_format_and_never_over_a_file(
     again = benchfleet("report", "last", "-o", str(tmp_path / "r.md"))
 
     assert (again.returncode, "--force" in again.stderr) == (2, True)
-    assert "| Model | Avg Latency (s) | p95 (s) | Tokens/sec | Rounds | First Token (s) |" in (tmp_path / "r.md").read_text()
+    assert (
+        "| Model | Avg Latency (s) | p95 (s) | Tokens/sec | Rounds | First Token (s) |"
+        in (tmp_path / "r.md").read_text()
+    )
     (case,) = json.loads((tmp_path / "r.json").read_text())["cases"]
     assert {"alias", "latency_avg", "latency_p95", "tokens_per_sec_avg", "first_token_latency_avg"} <= set(case)
     assert (tmp_path / "r.csv").read_text().startswith("host,device,runtime,model")
@@ -106,7 +117,9 @@ def test_the_seeds_environment_variables_and_a_plan_work(
     plan = tmp_path / "plan.toml"
     plan.write_text(f'rounds = 1\nwarmup = 0\n[hosts]\nlab = "{agent.address}"\n')
 
-    done = benchfleet("run", str(plan), BENCH_MODELS="tiny-random", BENCH_MAX_TOKENS="4", BENCH_PROMPT="Hi.", BENCH_ROUNDS="9")
+    done = benchfleet(
+        "run", str(plan), BENCH_MODELS="tiny-random", BENCH_MAX_TOKENS="4", BENCH_PROMPT="Hi.", BENCH_ROUNDS="9"
+    )
 
     assert done.returncode == 0, done.stderr
     (case,) = benchfleet.show()
@@ -124,7 +137,9 @@ def test_answers_that_are_not_streamed_have_no_token_times(make_agent: MakeAgent
     assert case["e2e_avg_s"] > 0
 
 
-def test_an_agent_stopped_in_the_middle_ends_the_job_with_its_reason(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
+def test_an_agent_stopped_in_the_middle_ends_the_job_with_its_reason(
+    make_agent: MakeAgent, benchfleet: Benchfleet
+) -> None:
     agent = make_agent()
     process = benchfleet.start("run", "--model", "tiny-random", "--rounds", "5000", "--host", f"solo={agent.address}")
     assert process.stderr is not None

@@ -60,7 +60,7 @@ class Accounting(StrEnum):
     """The server sent no token count; ``tokens_source`` says who counted instead."""
     CONSISTENT = "consistent"
     """Every counted token arrived in a chunk of its own."""
-    STOP_TOKEN_COUNTED = "stop_token_counted"  # noqa: S105 (no password)
+    STOP_TOKEN_COUNTED = "stop_token_counted"
     """Consistent but for one counted token without a chunk, after a natural end: the end-of-text token."""
     HIDDEN_TOKENS = "hidden_tokens"
     """The server counted tokens that it never sent (hidden reasoning): they took time but have no arrival."""

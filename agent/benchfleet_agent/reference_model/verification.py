@@ -39,11 +39,13 @@ def check(model_dir: Path, weights: Weights) -> None:
 
 def _next_token_logits(model_dir: Path, weights: Weights, prompt: list[int]) -> Any:
     """Logits (1, 1, vocabulary) after ``prompt``, with an empty key-value cache."""
-    import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]  # has no types
+    import onnxruntime  # its module does not say what it exports
 
-    options = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()  # type: ignore[attr-defined, unused-ignore]
     options.log_severity_level = 3  # warnings about initializers that the optimiser folds say nothing here
-    session = onnxruntime.InferenceSession(str(model_dir / GRAPH_NAME), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(  # type: ignore[attr-defined, unused-ignore]
+        str(model_dir / GRAPH_NAME), options, providers=["CPUExecutionProvider"]
+    )
     sizes = weights.architecture
     empty = np.zeros((1, sizes.kv_heads, 0, sizes.head_size), np.float32)
     feeds = {entry.name: empty for entry in session.get_inputs() if entry.name.startswith("past_key_values")}

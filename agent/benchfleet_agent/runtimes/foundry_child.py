@@ -100,7 +100,7 @@ class Service:
             if self._manager is None and name not in ("start", "stop"):
                 raise CommandFailed("internal", f"{name} before start")
             handlers[name](command)
-        except Exception as error:  # whatever it is, the parent must hear of it
+        except Exception as error:  # noqa: BLE001  whatever it is, the parent must hear of it
             reason, message = explain(name, error)
             self._protocol.send("failed", reason=reason, message=message, command=name)
         return name != "stop"

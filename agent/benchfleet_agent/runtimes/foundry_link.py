@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
-
 from benchfleet_agent.child import Child, ChildGone, ChildTimeout, Message
 from benchfleet_agent.runtimes import Progress, foundry_child
 

@@ -80,7 +80,7 @@ def _pin_linux(wanted: list[int]) -> list[int]:
     if absent:
         message = f"no processor {_words(absent)} here, only {_words(allowed)}; correct the plan's `cpus`"
         raise CommandFailed("invalid_spec", message)
-    for task in os.listdir("/proc/self/task"):  # the mask is per thread; threads made later inherit it
+    for task in os.listdir("/proc/self/task"):  # noqa: PTH208  the mask is per thread; later ones inherit it
         os.sched_setaffinity(int(task), wanted)
     _keep_mask()
     return wanted

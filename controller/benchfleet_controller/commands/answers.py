@@ -87,7 +87,7 @@ def results_text(cases: Sequence[Row], hosts: Sequence[Row], style: str) -> str:
     """A run for people: the table, what failed, what may mislead."""
     parts = [render_table(cases, _SHOWN, style)]
     parts += [
-        f"{clean(case['host'])} {clean(case['model'] or '')}: {case['status']} ({case['reason']}): {clean(case['message'] or '')}\n"
+        clean(f"{case['host']} {case['model']}: {case['status']} ({case['reason']}): {case['message'] or ''}") + "\n"
         for case in cases
         if case["reason"]
     ]
@@ -120,7 +120,9 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
     """A comparison for people: what all rows share in a line above, then a row a metric and group."""
     conditions = [row.conditions for row in comparison.rows]
     varying = [name for name in (conditions[0] if conditions else ()) if len({str(c[name]) for c in conditions}) > 1]
-    shared = ", ".join(f"{name} {value}" for name, value in (conditions[0] if conditions else {}).items() if name not in varying)
+    shared = ", ".join(
+        f"{name} {value}" for name, value in (conditions[0] if conditions else {}).items() if name not in varying
+    )
     rows = [_compared_for_people(row) for row in comparison.rows]
     columns = [
         *(Column(name, name.capitalize()) for name in varying),
@@ -204,10 +206,11 @@ def report_data(store: Store, run_id: str, baseline: str | None = None) -> Repor
 
 
 def _run_named(store: Store, text: str) -> str | None:
-    """The run a baseline names, if it names one rather than a group."""
-    found = [row.run_id for row in store.runs() if text in (row.run_id, row.name)]
-    prefixed = [row.run_id for row in store.runs() if len(text) >= 6 and row.run_id.startswith(text)]
-    return (found or prefixed or [None])[0]
+    """The run a baseline names (by id, name or the beginning of an id), if it names one rather than a group."""
+    rows = store.runs()
+    exact = [row.run_id for row in rows if text in (row.run_id, row.name)]
+    begun = [row.run_id for row in rows if len(text) >= 6 and row.run_id.startswith(text)]
+    return next(iter(exact or begun), None)
 
 
 def _gate(comparison: Comparison, percent: str | None) -> int:

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 from benchfleet import __version__
-
 from benchfleet_controller import fleet
 from benchfleet_controller.commands import EXIT_HOST, known_names, store_of, targets
 from benchfleet_controller.fleet import Agent, HostProblem
@@ -139,7 +138,12 @@ def _examine(agent: Agent) -> list[dict[str, Any]]:
     found = [finding("ok", "connection", f"agent {host.agent_version} on {host.hostname} answers")]
     if host.agent_version != __version__:
         found.append(
-            finding("warning", "version", f"agent {host.agent_version}, controller {__version__}", "install the same on both")
+            finding(
+                "warning",
+                "version",
+                f"agent {host.agent_version}, controller {__version__}",
+                "install the same on both",
+            )
         )
     if agent.running_job_id:
         found.append(finding("warning", "state", f"busy with job {agent.running_job_id} for {agent.held_by}"))

@@ -132,7 +132,9 @@ def collect(options: argparse.Namespace) -> int:
     if options.host:
         hosts = targets(options, store, options.host)
     elif run_id is not None:
-        hosts = tuple({job.host_name: HostTarget(job.host_name, job.address) for job in store.run_jobs(run_id)}.values())
+        hosts = tuple(
+            {job.host_name: HostTarget(job.host_name, job.address) for job in store.run_jobs(run_id)}.values()
+        )
     else:
         known = {**load_inventory(options.inventory), **known_names(store)}
         hosts = tuple(HostTarget(name, address) for name, address in known.items())
@@ -175,7 +177,11 @@ def _collect(store: Store, hosts: tuple[HostTarget, ...], run_id: str | None) ->
             return EXIT_INTERRUPTED
     for problem in problems:
         say(f"benchfleet: {problem}")
-    say(f"{fetched} job{'' if fetched == 1 else 's'} fetched" if fetched else "the hosts hold nothing that is not stored")
+    say(
+        f"{fetched} job{'' if fetched == 1 else 's'} fetched"
+        if fetched
+        else "the hosts hold nothing that is not stored"
+    )
     return EXIT_HOST if problems else EXIT_DONE
 
 

@@ -158,7 +158,7 @@ def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] |
 
 def hosts_of_runs(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
     """Fingerprints of the hosts of some runs, as they were then; ``job_id`` and ``host`` say which."""
-    sql = """SELECT j.job_id, j.run_id, j.host_name AS host, h.* EXCLUDE (name) FROM jobs j
+    sql = """SELECT j.job_id, j.run_id, j.host_name AS host, j.started_at, j.finished_at, h.* EXCLUDE (name) FROM jobs j
         JOIN (SELECT * FROM hosts QUALIFY row_number() OVER (PARTITION BY fingerprint ORDER BY seen_at DESC) = 1) h
           ON h.fingerprint = j.fingerprint
         WHERE j.run_id IN (SELECT unnest(?)) ORDER BY j.run_id, j.host_name"""

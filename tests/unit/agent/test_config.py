@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from benchfleet_agent.config import AgentConfig, ConfigError, load_config, override, parse_cpus
 
 

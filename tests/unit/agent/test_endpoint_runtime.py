@@ -10,8 +10,8 @@ import urllib.request
 from typing import Any
 
 import pytest
-from benchfleet.failures import Reason, WorkFailed
 
+from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Placement
 from benchfleet_agent.runtimes.endpoint import (
     API_KEY_VARIABLE,

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchfleet.failures import Reason
 
+from benchfleet.failures import Reason
 from benchfleet_agent.child import Message
 from benchfleet_agent.reference_model import TINY_VARIANT as TINY
 from benchfleet_agent.runtimes import foundry_child, foundry_errors, foundry_pinning

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchfleet.failures import Reason, WorkFailed
 
+from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildGone, ChildTimeout, Message
 from benchfleet_agent.runtimes import (

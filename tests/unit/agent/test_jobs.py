@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start, case_outcome

@@ -4,10 +4,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from benchfleet.v1 import event_pb2, job_pb2
+
+from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_agent.journal import Journal, JournalDamaged, JournalFull, JournalInUse
 from benchfleet_agent.recorder import job_started
-from benchfleet.v1 import host_pb2
 from fakes.specs import job_spec
 
 

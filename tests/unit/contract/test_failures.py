@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import event_pb2
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from benchfleet.transport import is_loopback, join_address, split_address
 
 
