@@ -4,7 +4,7 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PROTOS := $(wildcard proto/benchfleet/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format types proto proto-check bench bench-timing clean
+.PHONY: help demo test test-slow lint format types proto proto-check bench bench-timing clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,8 @@ demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, 
 test: .venv/.ready  ## all tests that need no more than a few minutes, on the real Foundry Local runtime
 	$(BIN)/python -m pytest -m "not slow and not live"
 
-test-all: .venv/.ready  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m "not live"
+test-slow: .venv/.ready  ## the slow tests: the demo and the real model's build
+	$(BIN)/python -m pytest -m "slow and not live"
 
 lint: .venv/.ready  ## ruff, import contracts
 	$(BIN)/ruff check .

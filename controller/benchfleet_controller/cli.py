@@ -6,13 +6,14 @@ Commands live in `commands` and are imported when used, so that ``--help`` stays
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from benchfleet import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_CASE_FAILED = 1
@@ -28,10 +29,20 @@ _RUN_HELP = "a run's id, a unique prefix of it, or `last`"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    # Only the named command's options are built: they are most of the time that --help takes.
+    chosen = next((word for word in given if word in COMMANDS), "")
+    options = parser(chosen).parse_args(given)
     if not hasattr(options, "command"):
-        parser().print_help()
+        parser("").print_help()
         return EXIT_USAGE
+    return _carry_out(options)
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    import importlib
+    import os
+
     module, function = options.command.split(":")
     try:
         commands = importlib.import_module(f"benchfleet_controller.commands.{module}")
@@ -61,8 +72,8 @@ def complain(message: str, code: int = EXIT_USAGE) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The command line: with the options of every command, or of the chosen one only."""
     top = argparse.ArgumentParser(
         prog="benchfleet",
         description="Benchmarks local language models across machines: which hardware, device and model is "
@@ -76,16 +87,21 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"benchfleet {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    _add_demo(commands)
-    _add_run(commands)
-    _add_fetching(commands)
-    _add_answers(commands)
-    _add_hosts(commands)
+    for name, (function, text, add_options) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(command=function)
+        if chosen is None or chosen == name:
+            command.add_argument(
+                "--db",
+                type=_path,
+                metavar="FILE",
+                help="the DuckDB file (default: BENCHFLEET_DB, else benchfleet.duckdb in the user's data directory)",
+            )
+            add_options(command)
     return top
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    demo = _command(commands, "demo", "running:demo", "the main job on this machine, with everything embedded")
+def _demo(demo: argparse.ArgumentParser) -> None:
     demo.description = (
         "Starts two agents on this machine, benchmarks the reference model in the real Foundry Local runtime on "
         "both (one may use all processors, the other is pinned to one), and compares them. Needs a package "
@@ -93,11 +109,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument("--model", default="smollm2-135m", metavar="M", help="model to run (default %(default)s)")
     demo.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds to count (default %(default)s)")
-    demo.add_argument("--dir", type=Path, metavar="DIR", help="where results go (default ./demo)")
+    demo.add_argument("--dir", type=_path, metavar="DIR", help="where results go (default ./demo)")
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    run = _command(commands, "run", "running:run", "benchmark models on hosts")
+def _run(run: argparse.ArgumentParser) -> None:
     run.epilog = (
         "examples:\n"
         "  benchfleet run --host a=127.0.0.1:50551 --host b=127.0.0.1:50552 --model smollm2-135m --rounds 3\n"
@@ -107,7 +122,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "BENCH_STREAM, BENCH_MAX_TOKENS, BENCH_TEMPERATURE and FOUNDRY_LOCAL_ENDPOINT."
     )
     run.formatter_class = argparse.RawDescriptionHelpFormatter
-    run.add_argument("plan", nargs="?", type=Path, metavar="PLAN", help="TOML or JSON file (docs/plan.md)")
+    run.add_argument("plan", nargs="?", type=_path, metavar="PLAN", help="TOML or JSON file (docs/plan.md)")
     run.add_argument("--host", action="append", default=[], metavar="HOST", help=f"{_HOST_HELP}; repeat for more")
     run.add_argument("--model", action="append", default=[], metavar="M", help="alias or variant id; repeat for more")
     run.add_argument("--device", action="append", default=[], metavar="D", help="cpu, gpu or npu; repeat for more")
@@ -115,7 +130,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
     run.add_argument("--rounds", type=int, metavar="N", help="rounds to count (default 3)")
     run.add_argument("--warmup", type=int, metavar="N", help="rounds before them that never count (default 1)")
-    run.add_argument("--prompts", type=Path, metavar="FILE", help="prompts: .txt, .json, .jsonl or .csv")
+    run.add_argument("--prompts", type=_path, metavar="FILE", help="prompts: .txt, .json, .jsonl or .csv")
     run.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat for more")
     run.add_argument("--concurrency", metavar="N,…", help="requests in flight, one case each (default 1)")
     run.add_argument("--max-tokens", type=int, metavar="N", help="longest answer in tokens (default 128)")
@@ -135,22 +150,22 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_format(run)
 
 
-def _add_fetching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    collect = _command(commands, "collect", "running:collect", "fetch what hosts still hold, e.g. after Ctrl-C")
+def _collect(collect: argparse.ArgumentParser) -> None:
     collect.add_argument("run", nargs="?", metavar="RUN", help=f"only this run: {_RUN_HELP}; without: everything")
     collect.add_argument("--host", action="append", default=[], metavar="HOST", help="ask these hosts only")
     _add_inventory(collect)
-    cancel = _command(commands, "cancel", "running:cancel", "end a run's jobs on their hosts and fetch what they have")
+
+
+def _cancel(cancel: argparse.ArgumentParser) -> None:
     cancel.add_argument("run", metavar="RUN", help=_RUN_HELP)
 
 
-def _add_answers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    runs = _command(commands, "runs", "answers:runs", "list runs, newest first")
-    _add_format(runs)
-    show = _command(commands, "show", "answers:show", "one run's results, a line a case")
+def _show(show: argparse.ArgumentParser) -> None:
     show.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
     _add_format(show)
-    compare = _command(commands, "compare", "answers:compare_command", "which is better, by how much, how sure")
+
+
+def _compare(compare: argparse.ArgumentParser) -> None:
     compare.epilog = (
         "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD"
     )
@@ -172,39 +187,24 @@ def _add_answers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--fail-on-regression", metavar="PCT", help="exit with 3 when something is worse by more than PCT"
     )
     _add_format(compare)
-    report = _command(commands, "report", "answers:report", "write a run's report to a file")
+
+
+def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .md, .csv or .json")
+    report.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="ends in .md, .csv or .json")
     report.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
-def _add_hosts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    hosts = _command(commands, "hosts", "hosts:hosts", "known hosts, and whether they answer")
+def _hosts(hosts: argparse.ArgumentParser) -> None:
     hosts.add_argument("host", nargs="*", metavar="HOST", help=f"{_HOST_HELP} (default: all known)")
     _add_inventory(hosts)
     _add_format(hosts)
-    models = _command(commands, "models", "hosts:models", "what a host can serve")
-    models.add_argument("host", nargs="+", metavar="HOST", help=_HOST_HELP)
-    _add_inventory(models)
-    _add_format(models)
-    doctor = _command(commands, "doctor", "hosts:doctor", "what is wrong with a host, and what to do about it")
-    doctor.add_argument("host", nargs="+", metavar="HOST", help=_HOST_HELP)
-    _add_inventory(doctor)
-    _add_format(doctor)
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: str, text: str
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.set_defaults(command=function)
-    command.add_argument(
-        "--db",
-        type=Path,
-        metavar="FILE",
-        help="the DuckDB file (default: BENCHFLEET_DB, else benchfleet.duckdb in the user's data directory)",
-    )
-    return command
+def _some_hosts(command: argparse.ArgumentParser) -> None:
+    command.add_argument("host", nargs="+", metavar="HOST", help=_HOST_HELP)
+    _add_inventory(command)
+    _add_format(command)
 
 
 def _add_format(command: argparse.ArgumentParser) -> None:
@@ -212,7 +212,29 @@ def _add_format(command: argparse.ArgumentParser) -> None:
 
 
 def _add_inventory(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--inventory", type=Path, metavar="FILE", help="fleet.toml with the names of hosts")
+    command.add_argument("--inventory", type=_path, metavar="FILE", help="fleet.toml with the names of hosts")
+
+
+def _path(text: str) -> Path:
+    from pathlib import Path
+
+    return Path(text)
+
+
+COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": ("running:demo", "the main job on this machine, with everything embedded", _demo),
+    "run": ("running:run", "benchmark models on hosts", _run),
+    "runs": ("answers:runs", "list runs, newest first", _add_format),
+    "show": ("answers:show", "one run's results, a line a case", _show),
+    "collect": ("running:collect", "fetch what hosts still hold, e.g. after Ctrl-C", _collect),
+    "cancel": ("running:cancel", "end a run's jobs on their hosts and fetch what they have", _cancel),
+    "compare": ("answers:compare_command", "which is better, by how much, how sure", _compare),
+    "report": ("answers:report", "write a run's report to a file", _report),
+    "hosts": ("hosts:hosts", "known hosts, and whether they answer", _hosts),
+    "models": ("hosts:models", "what a host can serve", _some_hosts),
+    "doctor": ("hosts:doctor", "what is wrong with a host, and what to do about it", _some_hosts),
+}
+"""Every command: its function in `commands`, what it is for, and what adds its options."""
 
 
 if __name__ == "__main__":

@@ -48,13 +48,14 @@ def load_inventory(path: Path | None) -> dict[str, str]:
             return {}
     chosen = chosen.expanduser()
     try:
-        document = tomllib.loads(chosen.read_text(encoding="utf-8-sig"))
+        text = chosen.read_text(encoding="utf-8-sig")
+        document = tomllib.loads(text)
     except OSError as error:
         raise InventoryError(f"the inventory {chosen} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InventoryError(f"the inventory {chosen} is not UTF-8; save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise InventoryError(f"{chosen}: {toml_problem(error)}") from None
+        raise InventoryError(f"{chosen}: {toml_problem(error, text)}") from None
     return _read(chosen, document)
 
 
@@ -111,12 +112,16 @@ def check_name(name: str, where: str) -> None:
         raise InventoryError(f"{where}: {name[:100]!r} cannot be a host's name; use letters, digits and dashes")
 
 
-def toml_problem(error: Exception) -> str:
-    """What tomllib says, with the place first: ``line 3, column 5: …``."""
+def toml_problem(error: Exception, text: str) -> str:
+    """What tomllib says about a text, with the place first: ``line 3, column 5: …``."""
     if isinstance(error, RecursionError):
         return "is nested too deeply"
     found = _LINE.match(str(error))
-    return f"{found['place']}: {found['problem']}" if found else str(error)
+    if not found:
+        return str(error)
+    last = text.rstrip().count("\n") + 1
+    place = f"line {last}, the last" if found["place"] == "end of document" else found["place"]
+    return f"{place}: {found['problem']}"
 
 
 def _read(path: Path, document: dict[str, object]) -> dict[str, str]:
@@ -164,17 +169,23 @@ def _normal(address: str, where: str) -> str:
         )
     try:
         host, port = split_address(address)
-        if "[" in address or ":" in host:
-            ipaddress.IPv6Address(host)
-            if address.count("[") != address.count("]"):
-                raise ValueError(f"{address[:100]!r} lacks a bracket; write [::1]:50551")
-        elif re.fullmatch(r"[\d.]+", host):
-            ipaddress.IPv4Address(host)
-        elif not _HOSTNAME.fullmatch(host):
-            raise ValueError(f"{host[:100]!r} is no host's name or address; write HOST:PORT, for example {_EXAMPLE}")
     except ValueError as error:
         raise InventoryError(f"{where}: {error}") from None
+    if not _is_host(host) or address.count("[") != address.count("]"):
+        hint = "IPv6 with a port needs brackets: [::1]:50551" if ":" in address else f"for example {_EXAMPLE}"
+        raise InventoryError(f"{where}: {address[:100]!r} is no address; write HOST:PORT, {hint}")
     return join_address(host, port)
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is a host's name or an IP address. Digits and dots are an address: 10.0.0 is a slip, not a name."""
+    if ":" not in host and not re.fullmatch(r"[\d.]+", host):
+        return _HOSTNAME.fullmatch(host) is not None
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:

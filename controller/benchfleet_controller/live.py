@@ -43,7 +43,7 @@ class HostProgress:
             started = event.case_started
             self.case, self.round, self.requests = self.case + 1, 0, 0
             self.model = started.model.variant
-            self.text = f"case {self.case}/{self.cases}: {self.model or 'no such model'}"
+            self.text = f"{self._case}: {self.model or 'no such model'}"
             return True
         elif kind == "progress_reported":
             reported = event.progress_reported
@@ -52,7 +52,7 @@ class HostProgress:
             return not share or reported.fraction >= 1
         elif kind == "model_loaded":
             seconds = (event.model_loaded.end_ns - event.model_loaded.start_ns) / 1e9
-            self.text = f"{self.model} loaded in {seconds:.1f} s"
+            self.text = f"{self.model or 'the model'} loaded in {seconds:.1f} s"
             return True
         elif kind == "round_started":
             self.round, self.warmup = event.round_started.round_index + 1, event.round_started.warmup
@@ -67,7 +67,7 @@ class HostProgress:
         elif kind == "case_finished":
             finished = event.case_finished
             why = f": {finished.failure.message}" if finished.HasField("failure") else ""
-            self.text = f"case {self.case}/{self.cases} {finished.status}{why}"
+            self.text = f"{self._case} {finished.status}{why}"
             return True
         elif kind == "job_finished":
             finished_job = event.job_finished
@@ -78,7 +78,13 @@ class HostProgress:
 
     def _say_round(self) -> None:
         kind = "warm-up round" if self.warmup else "round"
-        self.text = f"case {self.case}/{self.cases} {kind} {self.round}/{self.rounds}, {self.requests} requests"
+        of = f"/{self.rounds}" if self.rounds else ""
+        self.text = f"{self._case} {kind} {self.round}{of}, {self.requests} requests"
+
+    @property
+    def _case(self) -> str:
+        """Which case; its number is unknown when the events before it were fetched earlier (`benchfleet collect`)."""
+        return f"case {self.case}/{self.cases}" if self.cases else "case"
 
 
 class Progress:

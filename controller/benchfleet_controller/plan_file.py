@@ -98,7 +98,7 @@ def load_plan(path: Path, names: Mapping[str, str] | None = None) -> PlanDraft:
     except json.JSONDecodeError as error:
         raise PlanError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # tomllib's error is a ValueError
-        raise PlanError(f"{path}: {toml_problem(error)}") from None
+        raise PlanError(f"{path}: {toml_problem(error, text)}") from None
     if not isinstance(document, dict):
         raise PlanError(f"{path}: a plan is a table of keys, not {shown(document)}")
     return _Reader(path, names or {}).read(document)
@@ -162,7 +162,8 @@ def _environment(environment: Mapping[str, str], taken: Container[str]) -> tuple
         if not text or field in taken:
             continue
         try:
-            value = read(text)
+            if (value := read(text)) == ():
+                continue
         except (ValueError, KeyError):
             problems.append(f"the environment variable {variable} must be {kind}, not {shown(text)}")
             continue
@@ -171,7 +172,7 @@ def _environment(environment: Mapping[str, str], taken: Container[str]) -> tuple
             continue
         wrong = [problem for _, problem in problems_of(field, value)]
         problems += [f"the environment variable {variable} {problem}" for problem in wrong]
-        if not wrong and value != ():
+        if not wrong:
             chosen[field] = value
     return chosen, problems
 
@@ -302,10 +303,14 @@ class _Reader:
         return tuple(found)
 
     def _prompts(self, key: str, value: Any) -> Any:
-        sets = value.items() if isinstance(value, dict) else [("", value)]
+        named = isinstance(value, dict)
+        sets = list(value.items()) if isinstance(value, dict) else [("", value)]
         found = []
         for name, entry in sets:
-            place = f"{self._path}: {key}.{name}" if name else f"{self._path}: {key}"
+            place = f"{self._path}: {key}.{name}" if named and name.isprintable() else f"{self._path}: {key}"
+            if named and (wrong := [problem for _, problem in problems_of("name", name)]):
+                self._problems += [f"{place}: a set's name {problem}" for problem in wrong]
+                continue
             try:
                 if isinstance(entry, str):
                     chosen = load_prompts(self._path.parent / Path(entry).expanduser())

@@ -171,7 +171,7 @@ def test_importing_the_facts_is_light(start: Start) -> None:
     assert output.strip() == "set()"
 
 
-@pytest.mark.skipif(not os.environ.get("BENCHFLEET_REFERENCE_WHEEL"), reason="needs BENCHFLEET_REFERENCE_WHEEL")
+@pytest.mark.slow
 def test_real_model_is_built_within_ninety_seconds(tmp_path: Path, start: Start) -> None:
     output, errors = start(*module(tmp_path, VARIANT)).communicate(timeout=90)
     assert events(output)[-1]["event"] == "built", errors

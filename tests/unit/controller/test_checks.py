@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,15 @@ CLEAN: dict[str, Any] = {
     "concurrency": 1,
 }  # fmt: skip
 HOST: dict[str, Any] = {"host": "a", "machine_id": "m", "agent_version": "1", "on_battery": None, "problems": []}
+
+
+def _span(start: int, end: int) -> dict[str, Any]:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    return {"started_at": begin + timedelta(minutes=start), "finished_at": begin + timedelta(minutes=end)}
+
+
+def test_agents_that_took_turns_on_one_machine_are_no_alarm() -> None:
+    assert check([], [HOST | _span(0, 1), HOST | {"host": "b"} | _span(1, 2)]) == ()
 
 
 def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
@@ -53,7 +63,7 @@ def test_each_case_warning(fields: dict[str, Any], code: Code) -> None:
     [
         ([HOST | {"on_battery": True}], Code.ON_BATTERY),
         ([HOST | {"devices": [1]}, HOST | {"devices": [2]}], Code.HOST_CHANGED),
-        ([HOST, HOST | {"host": "b"}], Code.MACHINE_SHARED),
+        ([HOST | _span(0, 2), HOST | {"host": "b"} | _span(1, 3)], Code.MACHINE_SHARED),
         ([HOST, HOST | {"host": "b", "machine_id": "n", "agent_version": "2"}], Code.AGENTS_DIFFER),
         ([HOST | {"problems": [{"severity": "warning", "message": "m", "advice": "do"}]}], Code.HOST_PROBLEM),
     ],

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+
+from benchfleet.v1 import event_pb2, job_pb2
+from benchfleet_controller.live import HostProgress, Progress, printable
+from fakes.events import JobEvents, failed_request, ok_request, spec
+
+
+def _job() -> JobEvents:
+    """Two cases of a job with a warm-up round and two counted ones; only the first case is carried out."""
+    job = JobEvents()
+    job.job_started(spec("c1", "c2"))
+    job.case_started("c1")
+    job.progress("c1")
+    job.loaded("c1")
+    job.round("c1", "r0", 0, 0, 1, [ok_request("q0", 0, [0.1, 0.2], 0.3)], warmup=True)
+    job.round("c1", "r1", 1, 1, 2, [ok_request("q1", 1, [0.1, 0.2], 0.3), failed_request("q2", 1)])
+    job.case_finished("c1")
+    return job
+
+
+def _texts(progress: HostProgress, job: JobEvents) -> list[str]:
+    texts = []
+    for event in job.events:
+        progress.apply(event)
+        texts.append(progress.text)
+    return texts
+
+
+def test_a_host_says_what_it_does() -> None:
+    progress = HostProgress()
+
+    assert progress.text == "waiting"
+    assert _texts(progress, _job()) == [
+        "accepted",
+        "case 1/2: tiny-cpu:1",
+        "loading",
+        "tiny-cpu:1 loaded in 1.0 s",
+        "case 1/2 warm-up round 1/3, 0 requests",
+        "case 1/2 warm-up round 1/3, 1 requests",
+        "case 1/2 warm-up round 1/3, 1 requests",
+        "case 1/2 round 2/3, 0 requests",
+        "case 1/2 round 2/3, 1 requests",
+        "case 1/2 round 2/3, 2 requests",
+        "case 1/2 round 2/3, 2 requests",
+        "case 1/2 succeeded",
+    ]
+    assert not progress.ended
+
+
+def test_the_lines_that_stay_are_the_turning_points() -> None:
+    progress = HostProgress()
+    kinds = [event.WhichOneof("kind") for event in _job().events if progress.apply(event)]
+
+    assert kinds == [
+        "case_started",
+        "progress_reported",
+        "model_loaded",
+        "round_finished",
+        "round_finished",
+        "case_finished",
+    ]
+
+
+def test_a_share_is_said_and_only_its_end_stays() -> None:
+    progress, job = HostProgress(), JobEvents()
+    half = job.add(progress_reported=event_pb2.ProgressReported(case_id="c1", message="downloading", fraction=0.5))
+    whole = job.add(progress_reported=event_pb2.ProgressReported(case_id="c1", message="downloading", fraction=1.0))
+
+    assert not progress.apply(half)
+    assert progress.text == "downloading 50%"
+    assert progress.apply(whole)
+    assert progress.text == "downloading 100%"
+
+
+def test_a_case_without_a_variant_says_so_and_why() -> None:
+    progress, job = HostProgress(), JobEvents()
+    job.job_started(spec("c1"))
+    job.add(case_started=event_pb2.CaseStarted(case_id="c1"))
+    failure = event_pb2.Failure(reason="model_not_found", message="no such model; did you mean tiny?")
+    job.case_finished("c1", "failed", failure=failure)
+
+    assert _texts(progress, job)[1:] == [
+        "case 1/1: no such model",
+        "case 1/1 failed: no such model; did you mean tiny?",
+    ]
+
+
+def test_a_job_that_ends_early_says_why() -> None:
+    progress, job = HostProgress(), JobEvents()
+    job.job_started(spec("c1"))
+    failure = event_pb2.Failure(reason="cancelled", message="cancelled on request")
+    job.job_finished(job_pb2.JOB_STATE_CANCELLED, failure=failure)
+
+    assert _texts(progress, job)[-1] == "done: cancelled on request"
+    assert progress.ended
+
+
+def test_a_stream_that_goes_on_in_the_middle_claims_no_numbers() -> None:
+    progress, job = HostProgress(), _job()
+    job.events = job.events[7:]  # what came before was fetched and stored earlier
+
+    assert _texts(progress, job) == [
+        "case round 2, 0 requests",
+        "case round 2, 1 requests",
+        "case round 2, 2 requests",
+        "case round 2, 2 requests",
+        "case succeeded",
+    ]
+
+
+def test_without_a_terminal_lines_are_plain_and_each_host_is_named() -> None:
+    stream = io.StringIO()
+    with Progress(["a"], stream) as progress:
+        for event in _job().events:
+            progress.watch("a", event)
+        progress.say("a word")
+
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "a: case 1/2: tiny-cpu:1"
+    assert lines[-2:] == ["a: case 1/2 succeeded", "a word"]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_quiet_progress_says_nothing() -> None:
+    stream = io.StringIO()
+    with Progress(["a"], stream, quiet=True) as progress:
+        progress.say("a word")
+        for event in _job().events:
+            progress.watch("a", event)
+
+    assert stream.getvalue() == ""
+
+
+def test_text_from_elsewhere_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\nc\u202ed – é") == "a [2Jb  c d – é"
