@@ -286,20 +286,24 @@ class _Reader:
         else:
             entries = [(f"{key}.{name}" if name.isprintable() else key, name, entry) for name, entry in value.items()]
         for place, name, entry in entries:
+            where = f"{self._path}: {place}"
             try:
-                if isinstance(entry, str):
-                    found += resolve_hosts([entry], self._names, {}) if listed else [host_target(name, entry, "it")]
-                elif listed and isinstance(entry, dict) and _is_host(entry):
-                    found.append(host_target(entry["name"], entry["address"], "it"))
-                else:
+                if listed and isinstance(entry, dict) and _is_host(entry):
+                    found.append(host_target(entry["name"], entry["address"], where))
+                elif not isinstance(entry, str):
                     wanted = "a table of name and address, both texts" if listed else "an address"
                     self._say(place, f"must be {wanted}, not {shown(entry)}")
+                elif listed:
+                    found += resolve_hosts([entry], self._names, {})
+                else:
+                    found.append(host_target(name, entry, where))
             except InventoryError as error:
-                self._say(place, f"is wrong: {error}")
+                text = str(error)
+                self._problems.append(text if text.startswith(where) else f"{where}: {text}")
         try:
             check_distinct(found)
         except InventoryError as error:
-            self._say(key, f"are wrong: {error}")
+            self._problems.append(f"{self._path}: {key}: {error}")
         return tuple(found)
 
     def _prompts(self, key: str, value: Any) -> Any:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
 import duckdb
+import pytest
 
 from integration.conftest import AgentProcess, Benchfleet, wait_until
+
+if sys.platform == "win32":
+    pytest.skip("these faults are POSIX signals", allow_module_level=True)
 
 MakeAgent = Callable[..., AgentProcess]
 
