@@ -62,7 +62,7 @@ def holder() -> str:
     return f"{user}@{platform.node() or 'unknown'}"
 
 
-async def prepare(plan: Plan, store: Store, say: Say) -> tuple[Campaign, list[Agent]]:
+async def prepare(plan: Plan, store: Store, say: Say, *, detach: bool) -> tuple[Campaign, list[Agent]]:
     """Check hosts and models, then record the run. Raises `Refused` with nothing started or written."""
     agents, problems = await fleet.connect_all(plan.hosts)
     for agent in agents:
@@ -71,14 +71,18 @@ async def prepare(plan: Plan, store: Store, say: Say) -> tuple[Campaign, list[Ag
             await fleet.check_models(agent, plan)
         except HostProblem as problem:
             problems.append(problem)
+    for group in fleet.by_machine(agents):
+        if len(group) > 1:
+            names = ", ".join(agent.target.name for agent in group)
+            if detach:
+                message = f"--detach cannot make {names} take turns on their one machine; leave it out, or name one"
+                problems.append(HostProblem(group[0].target, Failure(Reason.UNSUPPORTED, message)))
+                continue
+            say(f"{names} share one machine ({group[0].host.hostname}): they run one after another")
     if problems:
         for agent in agents:
             await agent.close()
         raise Refused(problems)
-    for group in fleet.by_machine(agents):
-        if len(group) > 1:
-            names = ", ".join(agent.target.name for agent in group)
-            say(f"{names} share one machine ({group[0].host.hostname}): they run one after another")
     run_id = str(uuid.uuid4())
     campaign = Campaign(plan, run_id, expand(plan, lambda: str(uuid.uuid4())))
     created = datetime.datetime.now(datetime.UTC)

@@ -302,7 +302,16 @@ def _told(group: _Group, column: str) -> str:
 
 
 def _name(row: Row, by: tuple[str, ...]) -> str:
-    return " / ".join(str(row.get(_SHOWN.get(one, "")) or row.get(_DIMENSIONS[one]) or "any") for one in by)
+    return " / ".join(
+        _case_name(row) if one == "case" else str(row.get(_SHOWN.get(one, "")) or row.get(_DIMENSIONS[one]) or "any")
+        for one in by
+    )
+
+
+def _case_name(row: Row) -> str:
+    """What a case is, for people; unique within a run."""
+    what = [row.get("host"), row.get("model"), row.get("device") or row.get("device_asked"), row.get("prompt_set")]
+    return " ".join([*(str(part) for part in what if part), f"×{row.get('concurrency')}"])
 
 
 def _stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from benchfleet import __version__
 from benchfleet_controller import fleet
 from benchfleet_controller.commands import EXIT_HOST, known_names, store_of, targets
 from benchfleet_controller.fleet import Agent, HostProblem
-from benchfleet_controller.inventory import load_inventory
+from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.live import printable
 from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.report import Column, render_table, to_json
@@ -22,8 +22,10 @@ CLOCK_TOLERANCE_S = 1.0
 def hosts(options: argparse.Namespace) -> int:
     """List hosts and whether they answer."""
     store = store_of(options)
-    names = options.host or [*load_inventory(options.inventory), *known_names(store)]
-    chosen = targets(options, store, list(dict.fromkeys(names)))
+    if options.host:
+        chosen = targets(options, store, options.host)
+    else:
+        chosen = all_hosts(load_inventory(options.inventory), known_names(store))
     agents, problems = asyncio.run(_ask(chosen))
     rows = [_host_row(agent) for agent in agents]
     rows += [

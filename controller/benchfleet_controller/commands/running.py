@@ -6,16 +6,14 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchfleet_controller import campaign as campaigns
-from benchfleet_controller import fleet
 from benchfleet_controller.campaign import Campaign
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
 from benchfleet_controller.commands.answers import comparison_of, comparison_text, results_text
 from benchfleet_controller.fleet import HostProblem
-from benchfleet_controller.inventory import load_inventory
+from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.live import Progress
 from benchfleet_controller.metrics import DEFAULT_COMPARED
 from benchfleet_controller.plan import HostTarget, Plan
@@ -45,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 def plan_of(options: argparse.Namespace, store: Store) -> Plan:
     """The plan from the file, the flags and the environment."""
-    draft = load_plan(options.plan) if options.plan else None
+    names = {**known_names(store), **load_inventory(options.inventory)}
+    draft = load_plan(options.plan, names) if options.plan else None
     overrides = Overrides(
         name=options.name,
         hosts=targets(options, store, options.host) if options.host else None,
@@ -78,11 +77,10 @@ def carry_out(
 
     async def go() -> None:
         nonlocal campaign
-        campaign, agents = await campaigns.prepare(plan, store, progress.say)
+        campaign, agents = await campaigns.prepare(plan, store, progress.say, detach=detach)
         progress.say(f"run {campaign.run_id} ({plan.name}), database {store.path}")
         try:
             if detach:
-                _check_detachable(agents)
                 await campaigns.start_only(campaign, agents, store)
             else:
                 await campaigns.carry_out(campaign, agents, store, progress.watch)
@@ -136,8 +134,7 @@ def collect(options: argparse.Namespace) -> int:
             {job.host_name: HostTarget(job.host_name, job.address) for job in store.run_jobs(run_id)}.values()
         )
     else:
-        known = {**load_inventory(options.inventory), **known_names(store)}
-        hosts = tuple(HostTarget(name, address) for name, address in known.items())
+        hosts = all_hosts(load_inventory(options.inventory), known_names(store))
     if not hosts:
         raise UsageError("no hosts are known; name them: benchfleet collect --host 192.168.1.20")
     return _collect(store, hosts, run_id)
@@ -200,13 +197,6 @@ def _say_what_goes_on(campaign: Campaign, store: Store, cancel: bool) -> None:
     short = campaign.run_id[:8]
     say(f"interrupted; what arrived is stored and the jobs go on ({names})")
     say(f"fetch the rest with:  benchfleet collect {short}\nor end the jobs with:  benchfleet cancel {short}")
-
-
-def _check_detachable(agents: Sequence[fleet.Agent]) -> None:
-    for group in fleet.by_machine(list(agents)):
-        if len(group) > 1:
-            names = ", ".join(agent.target.name for agent in group)
-            raise UsageError(f"--detach cannot make {names} take turns on their one machine; leave it out, or name one")
 
 
 def _concurrencies(text: str | None) -> tuple[int, ...] | None:

@@ -59,23 +59,40 @@ def opened(path: Path, *, write: bool, wait_s: float) -> Iterator[duckdb.DuckDBP
         if not write and not path.exists():
             raise StoreMissing(f"no benchmark database at {path}: run `benchfleet run` first or name it with --db")
         deadline = time.monotonic() + wait_s
-        connection = _connect(path, write=write, deadline=deadline)
+        fresh = write and _is_new(path)
         try:
-            if not write and _prepared(connection, path, write=False):
-                connection.close()
-                _connect_and_migrate(path, deadline)
-                connection = _connect(path, write=False, deadline=deadline)
-            with _translated(path):
-                if write:
-                    connection.execute("BEGIN TRANSACTION")
-                    _prepared(connection, path, write=True)
+            with _one_operation(path, write=write, deadline=deadline) as connection:
                 yield connection
-                if write:
-                    connection.execute("COMMIT")
-        finally:
-            # Closing an open transaction rolls it back.
-            with _translated(path):
-                connection.close()
+        except StoreFull:
+            if fresh:  # DuckDB leaves a torso that it would not open again
+                for part in (path, path.with_name(f"{path.name}.wal")):
+                    part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _one_operation(path: Path, *, write: bool, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    connection = _connect(path, write=write, deadline=deadline)
+    try:
+        if not write and _prepared(connection, path, write=False):
+            connection.close()
+            _connect_and_migrate(path, deadline)
+            connection = _connect(path, write=False, deadline=deadline)
+        with _translated(path):
+            if write:
+                connection.execute("BEGIN TRANSACTION")
+                _prepared(connection, path, write=True)
+            yield connection
+            if write:
+                connection.execute("COMMIT")
+    finally:
+        # Closing an open transaction rolls it back.
+        with _translated(path):
+            connection.close()
+
+
+def _is_new(path: Path) -> bool:
+    return not path.exists() or (path.is_file() and path.stat().st_size == 0)
 
 
 def _connect_and_migrate(path: Path, deadline: float) -> None:
@@ -116,8 +133,8 @@ def _connect(path: Path, *, write: bool, deadline: float) -> duckdb.DuckDBPyConn
     if path.is_dir():
         raise NotAStore(f"{path} is a directory: name a file with --db")
     # An empty file is what a killed first start leaves; DuckDB takes it for a new database only when writing.
-    if not write and path.exists() and path.stat().st_size == 0:
-        raise NotAStore(f"{path} is empty: run `benchfleet run` first or name another file with --db")
+    if not write and _is_new(path):
+        raise StoreMissing(f"{path} is empty: run `benchfleet run` first or name another file with --db")
     while True:
         try:
             connection = duckdb.connect(str(path), read_only=not write)
