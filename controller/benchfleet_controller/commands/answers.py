@@ -91,13 +91,18 @@ def results_text(cases: Sequence[Row], hosts: Sequence[Row], style: str) -> str:
         for case in cases
         if case["reason"]
     ]
-    parts += [warning_text(warned) for warned in check(cases, hosts)]
-    return "".join(parts)
+    return "".join(parts) + warnings_text(check(cases, hosts))
 
 
-def warning_text(warned: Warned) -> str:
-    """A warning as a line."""
-    return f"warning: {clean(warned.subject)}: {clean(warned.message)}; {clean(warned.advice)}\n"
+def warnings_text(warnings: Sequence[Warned]) -> str:
+    """Warnings as lines; what is said of several subjects is said once."""
+    subjects: dict[tuple[str, str], list[str]] = {}
+    for warned in warnings:
+        subjects.setdefault((warned.message, warned.advice), []).append(warned.subject)
+    return "".join(
+        clean(f"warning: {', '.join(names)}: {message}; {advice}") + "\n"
+        for (message, advice), names in subjects.items()
+    )
 
 
 def comparison_of(
