@@ -108,6 +108,7 @@ class Connection:
                 break
             except BlockingIOError:
                 continue  # the kernel's timeout; whether it is the deadline is asked above
+        acknowledge_now(self._sock)
         if exchange.draining:
             return data
         if data:  # an end of file carries no kernel stamp
@@ -212,6 +213,17 @@ class Wire:
         if kernel:
             self._clock.observe(perf_counter_ns(), time_ns(), perf_counter_ns())
         return Connection(sock, self._clock, kernel=kernel, connect_duration_ns=duration_ns)
+
+
+def acknowledge_now(sock: socket.socket) -> None:
+    """Acknowledge what has arrived without the usual delay (Linux; the setting does not last, so after every read).
+
+    A server that writes small pieces without TCP_NODELAY, as Foundry Local's does, holds the next piece back until
+    the last one is acknowledged. With the delayed acknowledgement of tcp(7), that put 40 ms on the first token
+    whenever prefill was shorter, and made all tokens of that time arrive at once (docs/decisions/0007).
+    """
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def enable_kernel_stamps(sock: socket.socket) -> bool:
