@@ -18,6 +18,7 @@ Row = Mapping[str, Any]
 
 _FEW_ROUNDS = 3
 _BUSY_CLIENT_RATIO = 0.8
+_COALESCED_RATIO = 0.05
 _SWAP_GROWTH_BYTES = 64 * 1024 * 1024
 
 
@@ -35,6 +36,7 @@ class Code(StrEnum):
     TOKENS_SOURCE_MIXED = "tokens_source_mixed"
     TOKENS_HIDDEN = "tokens_hidden"
     SEVERAL_TOKENS_PER_CHUNK = "several_tokens_per_chunk"
+    CHUNKS_COALESCED = "chunks_coalesced"
     CHUNKS_AND_TOKENS_DIFFER = "chunks_and_tokens_differ"
     NOT_STREAMED = "not_streamed"
     PROMPTS_CACHED = "prompts_cached"
@@ -129,6 +131,10 @@ def _of_tokens(case: Row, warn: Any) -> Iterator[Warned]:
     if "not_streamed" in accounting:
         message = "answers came in one piece: no TTFT, ITL or decode rate"
         yield warn(Code.NOT_STREAMED, message, "use --stream and a server that streams")
+    if (case.get("coalesced_ratio") or 0) > _COALESCED_RATIO:
+        message = f"{case['coalesced_ratio']:.0%} of the chunks arrived together with another: their gaps are not seen"
+        advice = "trust TTFT and whole answers, not ITL or the decode rate; the server sends faster than it can be read"
+        yield warn(Code.CHUNKS_COALESCED, message, advice)
     cached, prompt = case.get("cached_prompt_tokens") or 0, case.get("prompt_tokens") or 0
     if cached:
         message = f"{cached} of {prompt} prompt tokens came from a prefix cache: TTFT and prefill look better"

@@ -35,7 +35,7 @@ SELECT
        THEN list_transform(list_zip(token_offset_ns[2:], token_offset_ns[1:len(token_offset_ns) - 1]),
                            lambda pair: (pair[1] - pair[2]) / 1e9) END AS itl_s,
   prompt_tokens, cached_prompt_tokens, output_tokens, visible_tokens, hidden_tokens, tokens_source, accounting,
-  finish_reason, stamp_source, text
+  finish_reason, stamp_source, coalesced_chunks, len(token_offset_ns) AS chunks, text
 FROM requests
 """
 
@@ -63,7 +63,9 @@ SELECT
   sum(cached_prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS cached_prompt_tokens,
   string_agg(DISTINCT tokens_source, '+' ORDER BY tokens_source) FILTER (WHERE status = 'ok') AS tokens_source,
   string_agg(DISTINCT accounting, '+' ORDER BY accounting) FILTER (WHERE status = 'ok') AS accounting,
-  string_agg(DISTINCT stamp_source, '+' ORDER BY stamp_source) FILTER (WHERE status = 'ok') AS stamp_source
+  string_agg(DISTINCT stamp_source, '+' ORDER BY stamp_source) FILTER (WHERE status = 'ok') AS stamp_source,
+  sum(coalesced_chunks) FILTER (WHERE status = 'ok')
+    / nullif(sum(chunks) FILTER (WHERE status = 'ok'), 0) AS coalesced_ratio
 FROM request_metrics WHERE NOT warmup GROUP BY case_id
 """
 
@@ -160,6 +162,7 @@ SELECT
   coalesce(c.ep_actual, c.ep_requested) AS execution_provider,
   c.size_bytes, c.license, c.context_length, coalesce(q.stamp_source, c.stamp_source) AS stamp_source,
   c.remote, c.dropped_readings, c.unmeasured, c.components, o.load_cpu_ratio, s.swap_growth_bytes,
+  q.coalesced_ratio,
   coalesce(q.ttft_n, 0) AS ttft_n, coalesce(q.e2e_n, 0) AS e2e_n, coalesce(g.itl_n, 0) AS itl_n,
   j.fingerprint, c.started_at, c.finished_at
 FROM cases c

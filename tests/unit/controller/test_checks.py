@@ -48,6 +48,7 @@ def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
         ({"cached_prompt_tokens": 5, "prompt_tokens": 9}, Code.PROMPTS_CACHED),
         ({"remote": True}, Code.REMOTE_ENDPOINT),
         ({"dropped_readings": 3}, Code.READINGS_DROPPED),
+        ({"coalesced_ratio": 0.5}, Code.CHUNKS_COALESCED),
         ({"load_cpu_ratio": 0.9}, Code.CLIENT_BUSY),
         ({"swap_growth_bytes": 1 << 30}, Code.SWAPPED),
     ],
