@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -29,10 +30,11 @@ STOP_S = 30.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        from benchfleet_agent.config import ConfigError
-    except ImportError as error:
-        return _complain(f"the agent is not completely installed ({error}); run: pip install 'benchfleet[agent]'")
+    # Libraries of runtimes and drivers may be missing, each disables one plug-in; without this one nothing is sampled.
+    if importlib.util.find_spec("psutil") is None:
+        return _complain("the agent is not completely installed (no psutil); run: pip install 'benchfleet[agent]'")
+    from benchfleet_agent.config import ConfigError
+
     try:
         return int(options.command(options))
     except ConfigError as error:
