@@ -1,4 +1,4 @@
-"""One case, in order: resolve, baseline, prepare, load, warm up, rounds, unload. Runs on the job's thread.
+"""One case, in order: resolve, baseline, prepare, load, warm up, rounds, idle, unload. Runs on the job's thread.
 
 Whatever goes wrong ends the case with a reason and never the job; only a journal that cannot be written
 (`JournalFull`) and a cancelled job pass through.
@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
+import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet_agent.child import Child, ChildGone, ChildTimeout
-from benchfleet_agent.jobs import CaseOrder, Outcome, PromptOrder, case_outcome
+from benchfleet_agent import page_cache
+from benchfleet_agent.jobs import CaseOrder, Outcome, PromptOrder, SyntheticOrder, case_outcome
 from benchfleet_agent.journal import JournalFull
 from benchfleet_agent.load.record import RequestRecord, Status
+from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
-from benchfleet_agent.runtimes import Endpoint, Placement, Runtime, Session
+from benchfleet_agent.rounds import RoundResult, rate_failure
+from benchfleet_agent.runtimes import Placement, Runtime, Session
 from benchfleet_agent.sampler import Label, Sampler
+from benchfleet_agent.synthetic import compose
 
 CLOSE_S = 25.0
-OPEN_S = 60.0
 UNLOAD_S = 60.0
-CRASH_GRACE_S = 2.0
-"""How long requests in flight may take to notice that their server is gone."""
-_TELLTALE = {Reason.CONNECTION_FAILED, Reason.STREAM_TRUNCATED, Reason.BAD_RESPONSE}
 _log = logging.getLogger(__name__)
 
 
@@ -47,8 +46,10 @@ class CaseRun:
         self._cancelled = cancelled
         self._log_dir = log_dir
         self._session: Session | None = None
-        self._load: Child | None = None
+        self._load: LoadLink | None = None
         self._unload_ns: int | None = None
+        self._unmeasured: dict[str, str] = {}
+        self._round_count = 0
         self._lock = threading.Lock()
 
     def carry_out(self, find_runtime: Callable[[CaseOrder], Runtime], placement: Placement) -> Outcome:
@@ -68,7 +69,11 @@ class CaseRun:
         if self._cancelled.is_set():
             outcome = Outcome("skipped", Failure(Reason.CANCELLED, "the job was cancelled"))
         self._recorder.case_finished(
-            self._order.case_id, outcome, self._unload_ns, self._sampler.unmeasured(), self._sampler.dropped - dropped
+            self._order.case_id,
+            outcome,
+            self._unload_ns,
+            self._sampler.unmeasured() | self._unmeasured,
+            self._sampler.dropped - dropped,
         )
         return outcome
 
@@ -98,161 +103,148 @@ class CaseRun:
         self._phase("prepare")
         session.prepare(lambda message, fraction: recorder.progress(order.case_id, message, fraction))
         self._stop_if_cancelled()
+        cached_ratio = self._page_cache(session)
 
         self._phase("load")
         recorder.progress(order.case_id, f"loading {model.variant}", None)
         load = self._start_load_process()
         start_ns = time.perf_counter_ns()
-        with self._watching(session):
+        with watch(session, lambda found: self._sampler.set_targets(Targets(found, load.pid))):
             loaded = session.load(order.load_s)
         end_ns = time.perf_counter_ns()
-        opened = self._open(load, loaded.endpoint)
+        opened = load.open(loaded.endpoint, order, session.directory())
         components = {**runtime.describe().components, **opened["versions"]}
         self._sampler.set_targets(Targets(session.process_ids(), load.pid))
         self._phase("loaded")
-        recorder.model_loaded(order.case_id, start_ns, end_ns, loaded, components, opened["stamp_source"])
-
-        counted: list[Failure | None] = []
-        for index in range(order.warmup_rounds + order.rounds):
-            warmup = index < order.warmup_rounds
-            ended = self._round(session, load, index, warmup)
-            if not warmup:
-                counted += ended
+        recorder.model_loaded(order.case_id, start_ns, end_ns, loaded, components, opened["stamp_source"], cached_ratio)
+        outcome = self._rounds(session, load)
         self._phase("unload")
         load.stop(5.0)
         with contextlib.suppress(WorkFailed):  # the measurements are complete; a failing unload does not spoil them
             self._unload_ns = session.unload(UNLOAD_S)
         self._phase("after")
-        return case_outcome(counted)
+        return outcome
 
-    def _round(self, session: Session, load: Child, index: int, warmup: bool) -> list[Failure | None]:
+    def _rounds(self, session: Session, load: LoadLink) -> Outcome:
+        """Warm up, count rounds until there are enough, then the request after a pause."""
+        order = self._order
+        prompts = order.prompts
+        if isinstance(prompts, SyntheticOrder):
+            prompts = self._compose(prompts, session, load)
+        for _ in range(order.warmup_rounds):
+            self._round(session, load, "warmup", prompts, self._pace())
+        counted: list[RequestRecord] = []
+        results: list[RoundResult] = []
+        while not order.stop.enough(results):
+            records, duration_s = self._round(session, load, "counted", prompts, self._pace())
+            counted += records
+            results.append(_result(records, duration_s))
+        if order.idle_pause_s is not None:
+            self._pause(session, order.idle_pause_s)
+            self._round(session, load, "idle", prompts[:1], {})
+        return self._outcome(counted)
+
+    def _outcome(self, counted: Sequence[RequestRecord]) -> Outcome:
+        order = self._order
+        outcome = case_outcome([_failure(record) for record in counted])
+        if order.rate_per_s is not None and outcome.status == "succeeded":
+            late = [_seconds(r.scheduled_ns, r.start_ns) for r in counted if r.scheduled_ns and r.start_ns]
+            latency = [_seconds(r.start_ns, r.done_ns) for r in counted if r.start_ns and r.done_ns]
+            if failure := rate_failure(late, latency, order.rate_per_s, order.concurrency):
+                return Outcome("failed", failure)
+        return outcome
+
+    def _round(
+        self, session: Session, load: LoadLink, kind: str, prompts: Sequence[PromptOrder], pace: dict[str, Any]
+    ) -> tuple[list[RequestRecord], float]:
+        """Carry out one round and record it; its requests and its duration in seconds."""
         order, recorder = self._order, self._recorder
-        round_id = str(uuid.uuid4())
-        recorder.round_started(order.case_id, round_id, index, warmup)
-        self._phase("warmup" if warmup else "round", round_id)
-        self._send(load, {"do": "round", "round_id": round_id, "requests": _requests(order.prompts, index)})
-        ended: list[Failure | None] = []
-        while True:
-            event = self._receive(session, load)
-            if event["event"] == "request":
-                record = RequestRecord.from_dict(event)
-                recorder.request_finished(order.case_id, round_id, record)
-                ended.append(_failure(record))
-                if record.status is Status.FAILED and record.reason in _TELLTALE:
-                    self._expose_crash(session)
-            elif event["event"] == "round_finished":
-                self._phase("loaded")
-                failed = sum(failure is not None for failure in ended)
-                recorder.round_finished(order.case_id, round_id, event, len(ended), failed)
-                return ended
-            else:
-                raise _load_failure(event)
+        round_id, index = str(uuid.uuid4()), self._round_count
+        self._round_count += 1
+        recorder.round_started(order.case_id, round_id, index, kind)
+        self._phase("round" if kind == "counted" else "warmup", round_id)
+        records: list[RequestRecord] = []
 
-    def _receive(self, session: Session, load: Child) -> dict[str, Any]:
-        """The load process's next event, while the runtime is alive and nobody cancelled."""
-        while True:
-            self._stop_if_cancelled()
-            if self._recorder.problem is not None:
-                raise self._recorder.problem
+        def take(record: RequestRecord) -> None:
+            recorder.request_finished(order.case_id, round_id, record)
+            records.append(record)
+
+        command = {"round_id": round_id, "requests": _requests(prompts, index), **pace}
+        if not order.allow_prefix_cache:
+            # Another run's words must differ too, unless answers are to be compared with that run's.
+            seed = f"{order.seed}" if order.deterministic else order.case_id
+            command["prefix_seed"] = f"{seed}/{kind}/{index}"
+        finished = load.round(command, session, take)
+        self._phase("loaded")
+        failed = sum(record.status is Status.FAILED for record in records)
+        recorder.round_finished(order.case_id, round_id, finished, len(records), failed)
+        return records, _seconds(finished["start_ns"], finished["end_ns"])
+
+    def _pace(self) -> dict[str, Any]:
+        """How the requests of a round follow each other: fields of the load process's ``round``."""
+        order = self._order
+        pace: dict[str, Any] = {"duration_s": order.round_duration_s}
+        if order.rate_per_s is not None:
+            # By the plan's seed, so that every host gets the same arrivals.
+            seed = f"{order.seed}/{self._round_count}"
+            pace |= {
+                "rate_per_s": order.rate_per_s,
+                "arrival": "poisson" if order.poisson else "constant",
+                "seed": seed,
+            }
+        return pace
+
+    def _compose(self, asked: SyntheticOrder, session: Session, load: LoadLink) -> tuple[PromptOrder, ...]:
+        self._recorder.progress(self._order.case_id, f"composing prompts of {asked.token_count} tokens", None)
+
+        def count(text: str) -> int | None:
+            probe = PromptOrder("calibration", ({"role": "user", "content": text},), 1)
+            records, _ = self._round(session, load, "calibration", [probe], {})
+            if records[0].status is Status.FAILED and records[0].reason is not Reason.EMPTY_ANSWER:
+                raise WorkFailed(records[0].reason or Reason.INTERNAL, records[0].message or "")
+            return records[0].prompt_tokens
+
+        return compose(asked, f"{self._order.seed}", count)
+
+    def _page_cache(self, session: Session) -> float | None:
+        """Drop the model's files if asked; the share of them that the page cache holds, None: not known."""
+        order, directory = self._order, session.directory()
+        if directory is None:
+            self._unmeasured["page_cache_ratio"] = "where the runtime keeps the model's files is not known"
+            return None
+        files = page_cache.files_of(directory)
+        if order.drop_page_cache:
             try:
-                return load.receive(0.5)
-            except ChildTimeout:
-                self._check(session, load)
-            except ChildGone as error:
-                self._stop_if_cancelled()
-                raise WorkFailed(Reason.LOAD_PROCESS_CRASHED, str(error)) from None
+                page_cache.drop(files)
+            except (WorkFailed, OSError) as error:
+                self._recorder.progress(order.case_id, f"the page cache is kept: {error}", None)
+        ratio = page_cache.resident_ratio(files)
+        if ratio is None:
+            self._unmeasured["page_cache_ratio"] = "this system does not tell which pages of a file are in memory"
+        return ratio
 
-    def _check(self, session: Session, load: Child) -> None:
-        """Raise when the runtime is gone, after recording the requests that died with it."""
-        try:
+    def _pause(self, session: Session, seconds: float) -> None:
+        """Leave the runtime alone, but notice its end and a cancelled job."""
+        self._recorder.progress(self._order.case_id, f"idle for {seconds:g} s", None)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._cancelled.wait(min(left, 0.5))
+            self._interrupted()
             session.check()
-        except WorkFailed:
-            deadline = time.monotonic() + CRASH_GRACE_S
-            with contextlib.suppress(ChildTimeout, ChildGone):
-                while (left := deadline - time.monotonic()) > 0:
-                    event = load.receive(left)
-                    if event["event"] != "request":
-                        break
-                    record = RequestRecord.from_dict(event)
-                    self._recorder.request_finished(self._order.case_id, event["round_id"], record)
-            raise
 
-    def _expose_crash(self, session: Session) -> None:
-        """A broken connection may be a dead runtime; its process ends a moment after its sockets."""
-        deadline = time.monotonic() + CRASH_GRACE_S / 4
-        while time.monotonic() < deadline:
-            session.check()
-            time.sleep(0.05)
-
-    def _start_load_process(self) -> Child:
-        load = Child(
-            "load process",
-            [sys.executable, "-m", "benchfleet_agent.load"],
-            log_path=self._log_dir / "load.log",
-        )
+    def _start_load_process(self) -> LoadLink:
+        load = LoadLink(self._log_dir, self._interrupted)
         with self._lock:
             self._load = load
         return load
 
-    def _open(self, load: Child, endpoint: Endpoint) -> dict[str, Any]:
-        order = self._order
-        self._send(
-            load,
-            {
-                "do": "open",
-                "base_url": endpoint.base_url,
-                "api_key": endpoint.api_key,
-                "model": endpoint.model,
-                "stream": order.stream,
-                "max_tokens": order.max_tokens,
-                "temperature": order.temperature,
-                "top_p": order.top_p,
-                "seed": order.seed,
-                "concurrency": order.concurrency,
-                "request_timeout_s": order.request_s,
-                "first_token_timeout_s": order.first_token_s,
-                "token_timeout_s": order.token_s,
-            },
-        )
-        try:
-            event = load.receive(OPEN_S)
-        except (ChildGone, ChildTimeout) as error:
-            self._stop_if_cancelled()
-            raise WorkFailed(Reason.LOAD_PROCESS_CRASHED, str(error)) from None
-        if event["event"] != "opened":
-            raise _load_failure(event)
-        return event
-
-    def _send(self, load: Child, message: dict[str, Any]) -> None:
-        try:
-            load.send(message)
-        except ChildGone as error:
-            self._stop_if_cancelled()
-            raise WorkFailed(Reason.LOAD_PROCESS_CRASHED, str(error)) from None
-
-    @contextlib.contextmanager
-    def _watching(self, session: Session) -> Iterator[None]:
-        """Point the sampler at the runtime's processes while `Session.load` blocks this thread."""
-        done = threading.Event()
-        load_pid = self._load.pid if self._load else None
-
-        def watch() -> None:
-            known: tuple[int, ...] = ()
-            while not done.wait(0.05):
-                if (found := session.process_ids()) != known:
-                    known = found
-                    self._sampler.set_targets(Targets(found, load_pid))
-
-        thread = threading.Thread(target=watch, name="load-watch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
     def _phase(self, phase: str, round_id: str = "") -> None:
         self._sampler.set_label(Label(self._order.case_id, round_id, phase))
+
+    def _interrupted(self) -> None:
+        self._stop_if_cancelled()
+        if self._recorder.problem is not None:
+            raise self._recorder.problem
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -268,10 +260,9 @@ class CaseRun:
         self._sampler.set_targets(Targets())
 
 
-def _requests(prompts: tuple[PromptOrder, ...], round_index: int) -> list[dict[str, Any]]:
+def _requests(prompts: Sequence[PromptOrder], round_index: int) -> list[dict[str, Any]]:
     """A round's requests: all prompts, starting with another one each round, so that none is always first."""
     shift = round_index % len(prompts)
-    rotated = prompts[shift:] + prompts[:shift]
     return [
         {
             "request_id": str(uuid.uuid4()),
@@ -279,19 +270,30 @@ def _requests(prompts: tuple[PromptOrder, ...], round_index: int) -> list[dict[s
             "messages": list(prompt.messages),
             **({"max_tokens": prompt.max_tokens} if prompt.max_tokens else {}),
         }
-        for prompt in rotated
+        for prompt in (*prompts[shift:], *prompts[:shift])
     ]
+
+
+def _result(records: Sequence[RequestRecord], duration_s: float) -> RoundResult:
+    """A round's means, as `StopRule` wants them; rates by chunks, which is near enough to decide when to stop."""
+    ok = [record for record in records if record.status is Status.OK]
+    first = [record.token_ns[0] / 1e9 for record in ok if record.token_ns]
+    gaps = sum(len(record.token_ns) - 1 for record in ok if record.token_ns)
+    decode_s = sum(record.token_ns[-1] - record.token_ns[0] for record in ok if record.token_ns) / 1e9
+    latency = [_seconds(r.start_ns, r.done_ns) for r in ok if r.start_ns and r.done_ns]
+    return RoundResult(
+        duration_s=duration_s,
+        ttft_s=statistics.fmean(first) if first else None,
+        tokens_per_s=gaps / decode_s if decode_s > 0 else None,
+        e2e_s=statistics.fmean(latency) if latency else None,
+    )
+
+
+def _seconds(start_ns: int | None, end_ns: int | None) -> float:
+    return ((end_ns or 0) - (start_ns or 0)) / 1e9
 
 
 def _failure(record: RequestRecord) -> Failure | None:
     if record.status is Status.OK:
         return None
     return Failure(record.reason or Reason.INTERNAL, record.message or "")
-
-
-def _load_failure(event: dict[str, Any]) -> WorkFailed:
-    try:
-        reason = Reason(event.get("reason", ""))
-    except ValueError:
-        reason = Reason.INTERNAL
-    return WorkFailed(reason, f"the load process could not go on: {event.get('message', event)}")

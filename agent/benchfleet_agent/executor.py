@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
+from benchfleet_agent import instrument
 from benchfleet_agent.case_run import CaseRun
 from benchfleet_agent.config import AgentConfig
 from benchfleet_agent.jobs import CaseOrder, JobOrder
@@ -21,6 +22,8 @@ from benchfleet_agent.runtimes.foundry import FoundryRuntime
 from benchfleet_agent.runtimes.foundry_link import FoundrySettings
 from benchfleet_agent.sampler import Sampler
 
+MOST_STREAMS = 32
+"""Streams side by side in the self-measurement; more would take longer than it tells."""
 _log = logging.getLogger(__name__)
 
 
@@ -98,11 +101,24 @@ class RunningJob:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def _certify(self) -> None:
+        """Measure ourselves, alone and side by side as the cases will; a failure is recorded and costs nothing else."""
+        most = min(MOST_STREAMS, max(case.concurrency for case in self.order.cases))
+        try:
+            found = instrument.measure(sorted({1, most}), self._log_dir, cancelled=self._cancelled.is_set)
+            for certificate in found:
+                self._recorder.certificate(certificate)
+        except WorkFailed as error:
+            if error.failure.reason is not Reason.CANCELLED:
+                self._recorder.certificate_failed(error.failure)
+
     def _run(self) -> None:
         sampler = Sampler(default_probes(), self._recorder.samples, fast_period_ms=self.order.sample_period_ms)
         state, failure = job_pb2.JOB_STATE_FINISHED, None
         try:
             sampler.start()
+            if self.order.certificate:
+                self._certify()
             for case in self.order.cases:
                 if self._cancelled.is_set():
                     break

@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
+from benchfleet_agent.rounds import StopRule
 
 MAXIMUM_CASES = 1_000
 MAXIMUM_ROUNDS = 10_000
@@ -21,10 +22,14 @@ MAXIMUM_CONCURRENCY = 256
 MAXIMUM_PROMPTS = 10_000
 MAXIMUM_TEXT = 1 << 20
 MAXIMUM_TOKENS = 1 << 20
+MAXIMUM_RATE_PER_S = 10_000.0
+MAXIMUM_OPEN_LOOP_REQUESTS = 100_000
+FEWEST_ROUNDS_OF_AN_INTERVAL = 3
 DEFAULT_PREPARE_S = 3_600.0
 DEFAULT_LOAD_S = 600.0
 DEFAULT_REQUEST_S = 600.0
 DEVICES = ("", "cpu", "gpu", "npu")
+ARRIVALS = ("constant", "poisson")
 ROLES = ("system", "user", "assistant")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -39,6 +44,14 @@ class PromptOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class SyntheticOrder:
+    """Prompts to compose: how many, and how long each is in tokens as the server counts."""
+
+    token_count: int
+    prompt_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class CaseOrder:
     """One case, checked; times in seconds."""
 
@@ -47,10 +60,18 @@ class CaseOrder:
     endpoint_url: str
     model: str
     device: str | None
-    prompts: tuple[PromptOrder, ...]
-    rounds: int
+    prompts: tuple[PromptOrder, ...] | SyntheticOrder
+    stop: StopRule
+    round_duration_s: float | None
     warmup_rounds: int
     concurrency: int
+    rate_per_s: float | None
+    """Open loop: requests a second. None: closed loop."""
+    poisson: bool
+    allow_prefix_cache: bool
+    drop_page_cache: bool
+    idle_pause_s: float | None
+    deterministic: bool
     stream: bool
     max_tokens: int
     temperature: float | None
@@ -72,6 +93,8 @@ class JobOrder:
     held_by: str
     cases: tuple[CaseOrder, ...]
     sample_period_ms: int
+    certificate: bool
+    """Whether the agent measures itself first."""
 
     @classmethod
     def from_proto(cls, job_id: str, spec: job_pb2.JobSpec) -> JobOrder:
@@ -87,7 +110,9 @@ class JobOrder:
         _require(len(sets) == len(spec.prompt_sets), "two prompt sets have the same name")
         cases = tuple(_case(case, sets) for case in spec.cases)
         _require(len({case.case_id for case in cases}) == len(cases), "two cases have the same case_id")
-        return cls(job_id, spec.run_id, spec.held_by[:200], cases, spec.sample_period_ms or 100)
+        return cls(
+            job_id, spec.run_id, spec.held_by[:200], cases, spec.sample_period_ms or 100, not spec.skip_certificate
+        )
 
 
 class Answer(Enum):
@@ -132,8 +157,14 @@ def _require(condition: bool, message: str) -> None:
         raise WorkFailed(Reason.INVALID_SPEC, message)
 
 
-def _prompts(prompts: job_pb2.PromptSet) -> tuple[PromptOrder, ...]:
+def _prompts(prompts: job_pb2.PromptSet) -> tuple[PromptOrder, ...] | SyntheticOrder:
     where = f"prompt set {prompts.name[:50]!r}"
+    if prompts.HasField("synthetic"):
+        asked = prompts.synthetic
+        _require(not prompts.prompts, f"{where} has prompts and asks for synthetic ones")
+        _require(1 <= asked.prompt_token_count <= MAXIMUM_TOKENS, f"{where}: prompt_token_count is out of range")
+        _require(1 <= asked.prompt_count <= MAXIMUM_PROMPTS, f"{where}: prompt_count is out of range")
+        return SyntheticOrder(asked.prompt_token_count, asked.prompt_count)
     _require(1 <= len(prompts.prompts) <= MAXIMUM_PROMPTS, f"{where} must hold 1 to {MAXIMUM_PROMPTS} prompts")
     for prompt in prompts.prompts:
         _require(bool(prompt.prompt_id) and len(prompt.prompt_id) <= 200, f"{where}: a prompt_id is empty or too long")
@@ -154,8 +185,14 @@ def _prompts(prompts: job_pb2.PromptSet) -> tuple[PromptOrder, ...]:
     )
 
 
-def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...]]) -> CaseOrder:
+def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...] | SyntheticOrder]) -> CaseOrder:
     sampling, deadlines = case.sampling, case.deadlines
+    rate, round_duration_s = _rate(case), _optional_seconds(case.stop, "round_duration_s")
+    if rate is not None:
+        expected = rate * (round_duration_s or 0)
+        _require(
+            expected <= MAXIMUM_OPEN_LOOP_REQUESTS, f"a round of {expected:.0f} requests is over the limit; lower it"
+        )
     _require(bool(_ID.fullmatch(case.case_id)), "case_id must be letters, digits, '.', '_' or '-'")
     _require(bool(case.runtime) and len(case.runtime) <= 100, "a case must name its runtime")
     _require(0 < len(case.model) <= 300 and case.model.isprintable(), "a case must name its model")
@@ -176,9 +213,16 @@ def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...]]) -> C
         model=case.model,
         device=case.device or None,
         prompts=sets[case.prompt_set],
-        rounds=case.round_count,
+        stop=_stop(case),
+        round_duration_s=round_duration_s,
         warmup_rounds=case.warmup_round_count,
         concurrency=case.concurrency,
+        rate_per_s=rate,
+        poisson=case.arrival == "poisson",
+        allow_prefix_cache=case.allow_prefix_cache,
+        drop_page_cache=case.drop_page_cache,
+        idle_pause_s=_seconds("idle_pause_s", case.idle_pause_s) or None,
+        deterministic=case.deterministic,
         stream=case.stream,
         max_tokens=sampling.max_tokens,
         temperature=temperature,
@@ -192,6 +236,36 @@ def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...]]) -> C
     )
 
 
+def _rate(case: job_pb2.CaseSpec) -> float | None:
+    if not case.HasField("request_rate_per_s"):
+        _require(not case.arrival, "arrival is for an open loop: give request_rate_per_s")
+        return None
+    rate = case.request_rate_per_s
+    _require(
+        math.isfinite(rate) and 0 < rate <= MAXIMUM_RATE_PER_S,
+        f"request_rate_per_s must be above 0 and at most {MAXIMUM_RATE_PER_S:g}",
+    )
+    _require(case.arrival in ARRIVALS, f"arrival must be one of {', '.join(ARRIVALS)}")
+    return rate
+
+
+def _stop(case: job_pb2.CaseSpec) -> StopRule:
+    stop, fewest = case.stop, case.round_count
+    most = stop.maximum_round_count or fewest
+    _require(fewest <= most <= MAXIMUM_ROUNDS, "maximum_round_count must be at least round_count and within limits")
+    ratio = stop.interval_ratio if stop.HasField("interval_ratio") else None
+    _require(ratio is None or 0 < ratio < 1, "interval_ratio must lie between 0 and 1")
+    _require(
+        ratio is None or fewest >= FEWEST_ROUNDS_OF_AN_INTERVAL,
+        f"interval_ratio needs a round_count of at least {FEWEST_ROUNDS_OF_AN_INTERVAL}",
+    )
+    return StopRule(fewest, most, _optional_seconds(stop, "minimum_duration_s"), ratio)
+
+
+def _optional_seconds(message: job_pb2.StopSpec, name: str) -> float | None:
+    return _seconds(name, getattr(message, name)) or None
+
+
 def _seconds(name: str, value: float) -> float:
-    _require(math.isfinite(value) and 0 <= value <= 86_400, f"deadline {name} must lie between 0 and 86400 seconds")
+    _require(math.isfinite(value) and 0 <= value <= 86_400, f"{name} must lie between 0 and 86400 seconds")
     return value

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_agent.instrument import Certificate
 from benchfleet_agent.jobs import Outcome
 from benchfleet_agent.journal import Journal
 from benchfleet_agent.load.record import RequestRecord, Status
@@ -18,7 +21,7 @@ PROGRESS_PERIOD_NS = 500_000_000
 
 _MOMENTS = (
     "start_ns", "sent_ns", "headers_ns", "first_byte_ns", "role_ns", "first_reasoning_ns", "first_content_ns",
-    "last_content_ns", "finish_ns", "usage_ns", "done_ns", "connect_duration_ns", "http_status",
+    "last_content_ns", "finish_ns", "usage_ns", "done_ns", "connect_duration_ns", "http_status", "scheduled_ns",
 )  # fmt: skip
 _COUNTS = {
     "prompt_tokens": "prompt_token_count",
@@ -50,6 +53,16 @@ class Recorder:
         self.problem: BaseException | None = None
         """The first failure to write samples, which happens on another thread; the job ends with it."""
 
+    def certificate(self, certificate: Certificate) -> None:
+        """The agent measured itself under one load."""
+        fields = {field.name: getattr(certificate, field.name) for field in dataclasses.fields(certificate)}
+        self._append(event_pb2.Event(certificate_recorded=event_pb2.CertificateRecorded(**fields)))
+
+    def certificate_failed(self, failure: Failure) -> None:
+        """The agent could not measure itself; the job goes on."""
+        message = event_pb2.CertificateRecorded(failure=failure.to_proto())
+        self._append(event_pb2.Event(certificate_recorded=message))
+
     def case_started(self, case_id: str, model: Model | None, runtime: str) -> None:
         """A case begins."""
         variant = model_to_proto(model, runtime) if model else None
@@ -67,7 +80,14 @@ class Recorder:
         self._append(event_pb2.Event(progress_reported=reported))
 
     def model_loaded(
-        self, case_id: str, start_ns: int, end_ns: int, loaded: Loaded, components: dict[str, str], stamp_source: str
+        self,
+        case_id: str,
+        start_ns: int,
+        end_ns: int,
+        loaded: Loaded,
+        components: dict[str, str],
+        stamp_source: str,
+        page_cache_ratio: float | None,
     ) -> None:
         """The model is ready."""
         message = event_pb2.ModelLoaded(
@@ -79,13 +99,19 @@ class Recorder:
             remote=loaded.endpoint.remote,
             components=components,
             stamp_source=stamp_source,
+            page_cache_ratio=page_cache_ratio,
         )
         self._append(event_pb2.Event(model_loaded=message))
 
-    def round_started(self, case_id: str, round_id: str, round_index: int, warmup: bool) -> None:
-        """A round begins."""
+    def round_started(self, case_id: str, round_id: str, round_index: int, kind: str) -> None:
+        """A round begins; only those of the kind ``counted`` count."""
         message = event_pb2.RoundStarted(
-            case_id=case_id, round_id=round_id, round_index=round_index, warmup=warmup, start_ns=self._clock_ns()
+            case_id=case_id,
+            round_id=round_id,
+            round_index=round_index,
+            warmup=kind != "counted",
+            start_ns=self._clock_ns(),
+            kind=kind,
         )
         self._append(event_pb2.Event(round_started=message))
 
@@ -187,6 +213,10 @@ def request_to_proto(case_id: str, round_id: str, record: RequestRecord) -> even
         text=_encodable(record.text),
         reasoning_text=_encodable(record.reasoning_text),
         stamp_source=record.stamp_source or "",
+        position=record.position,
+        prompt_prefix=record.prompt_prefix,
+        answer_sha256=answer_sha256(record),
+        piece_length=record.piece_lengths,
     )
     if record.status is not Status.OK and record.reason is not None:
         message.failure.CopyFrom(Failure(record.reason, _encodable(record.message or "")).to_proto())
@@ -195,6 +225,13 @@ def request_to_proto(case_id: str, round_id: str, record: RequestRecord) -> even
     for name, field in _COUNTS.items():
         _set(message, field, getattr(record, name))
     return message
+
+
+def answer_sha256(record: RequestRecord) -> str:
+    """Digest of the answer, reasoning and text told apart by a zero byte; empty when there was none."""
+    if not record.text and not record.reasoning_text:
+        return ""
+    return hashlib.sha256(f"{record.reasoning_text}\0{record.text}".encode("utf-8", "replace")).hexdigest()
 
 
 def _set(message: event_pb2.RequestFinished, field: str, value: int | None) -> None:

@@ -118,6 +118,8 @@ def _run(run: argparse.ArgumentParser) -> None:
         "  benchfleet run --host a=127.0.0.1:50551 --host b=127.0.0.1:50552 --model smollm2-135m --rounds 3\n"
         "  benchfleet run plan.toml --host lab1\n"
         "  benchfleet run --host pc --endpoint http://127.0.0.1:5273/v1 --model phi-4-mini\n"
+        "  benchfleet run --host pc --model smollm2-135m --rate 0.5..8 --round-duration 30 --goodput ttft=0.5\n"
+        "  benchfleet run --host pc --model smollm2-135m --prompt-tokens 128..1024 --until-within 2%\n"
         "flags win over the plan, the plan over the environment variables BENCH_MODELS, BENCH_ROUNDS, BENCH_PROMPT,\n"
         "BENCH_STREAM, BENCH_MAX_TOKENS, BENCH_TEMPERATURE and FOUNDRY_LOCAL_ENDPOINT."
     )
@@ -130,9 +132,56 @@ def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
     run.add_argument("--rounds", type=int, metavar="N", help="rounds to count (default 3)")
     run.add_argument("--warmup", type=int, metavar="N", help="rounds before them that never count (default 1)")
+    run.add_argument("--models", type=_path, metavar="FILE", help="models.json: names, capabilities, sizes")
     run.add_argument("--prompts", type=_path, metavar="FILE", help="prompts: .txt, .json, .jsonl or .csv")
     run.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat for more")
-    run.add_argument("--concurrency", metavar="N,…", help="requests in flight, one case each (default 1)")
+    run.add_argument(
+        "--prompt-tokens",
+        metavar="N,…",
+        help="compose prompts of exactly so many tokens, one case each; 128..4096 doubles",
+    )
+    run.add_argument("--prompt-count", type=int, metavar="N", help="how many of them (default 4)")
+    run.add_argument(
+        "--prefix-cache",
+        choices=("defeat", "allow"),
+        help="defeat (default): requests begin with words of their own; allow: prompts go as they are",
+    )
+    run.add_argument(
+        "--concurrency", metavar="N,…", help="requests in flight, one case each (default 1); 1..32 doubles"
+    )
+    run.add_argument(
+        "--rate",
+        metavar="R,…",
+        help="open loop: requests a second, one case each; --concurrency is then the most in flight",
+    )
+    run.add_argument("--arrival", choices=("poisson", "constant"), help="how they are spaced (default poisson)")
+    run.add_argument("--round-duration", type=float, metavar="S", help="repeat the prompts for S seconds in each round")
+    run.add_argument("--min-duration", type=float, metavar="S", help="go on until the rounds lasted S seconds together")
+    run.add_argument(
+        "--until-within", metavar="PCT", help="go on until TTFT and decode rate are known within ±PCT, such as 2%%"
+    )
+    run.add_argument("--max-rounds", type=int, metavar="N", help="but at most N rounds (default 50)")
+    run.add_argument(
+        "--goodput", metavar="LIMITS", help="count requests within limits, such as ttft=0.5,tpot=0.05,e2e=10"
+    )
+    run.add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="fix all that decides an answer, to compare answers: temperature 0, top_p 1, a seed, whole rounds",
+    )
+    run.add_argument(
+        "--page-cache", choices=("keep", "drop"), help="drop: load models from disk, not memory (default keep)"
+    )
+    run.add_argument(
+        "--idle-pause", type=float, metavar="S", help="after the rounds pause S seconds and send one request"
+    )
+    run.add_argument(
+        "--certificate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="agents measure their own time stamps first (default)",
+    )
     run.add_argument("--max-tokens", type=int, metavar="N", help="longest answer in tokens (default 128)")
     run.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
     run.add_argument("--seed", type=int, metavar="S", help="for sampling and the order of cases (default 42)")

@@ -37,7 +37,10 @@ _DIMENSIONS = {
 }
 DIMENSIONS = tuple(_DIMENSIONS)
 _SHOWN = {"device": "device", "model": "model"}
-CONDITIONS = ("prompt_set", "concurrency", "max_tokens", "stream", "temperature", "top_p")
+CONDITIONS = (
+    "prompt_set", "concurrency", "request_rate_per_s", "arrival", "round_duration_s", "max_tokens", "stream",
+    "temperature", "top_p", "prefix_cache",
+)  # fmt: skip
 """Rows that differ in one of these are never compared, whatever the dimension."""
 _FLAGGED = ("variant", "device", "execution_provider", "stamp_source")
 """Differences that leave a comparison standing, but are said."""

@@ -16,6 +16,7 @@ from benchfleet.transport import CHANNEL_OPTIONS, failure_of, join_address, spli
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
 from benchfleet_controller.plan import HostTarget, Plan
+from benchfleet_controller.plan_limits import overlong
 
 CONNECT_S = 5.0
 CALL_S = 30.0
@@ -170,7 +171,10 @@ async def check_models(agent: Agent, plan: Plan) -> None:
         url = plan.endpoint_url if runtime == "endpoint" else ""
         for model in plan.models:
             for device in plan.devices:
-                await agent.resolve(runtime, url, model, device)
+                variant = await agent.resolve(runtime, url, model, device)
+                if variant.HasField("context_length") and (problem := overlong(plan, variant.context_length)):
+                    failure = Failure(Reason.CONTEXT_OVERFLOW, f"{variant.variant or model}: {problem}")
+                    raise HostProblem(agent.target, failure)
 
 
 def by_machine(agents: list[Agent]) -> list[list[Agent]]:

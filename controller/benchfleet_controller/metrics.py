@@ -161,8 +161,25 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         ),
         of_tokens=True,
     ),
+    CaseMetric(
+        "requests_per_s",
+        "1/s",
+        _HIGHER,
+        "Requests/s",
+        ".2f",
+        "ok requests/wall time of the rounds that ended",
+        by_round=ByRound(
+            Source.ROUNDS,
+            "count(*) FILTER (WHERE q.status = 'ok') / nullif((r.end_ns - r.start_ns) / 1e9, 0)",
+            "(r.end_ns - r.start_ns) / 1e9",
+        ),
+    ),
     CaseMetric("load_s", "s", _LOWER, "Load (s)", ".2f", "duration of the runtime's load call"),
     CaseMetric("cold_ttft_s", "s", _LOWER, "Cold first token (s)", ".3f", "TTFT of the first request after the load"),
+    CaseMetric(
+        "idle_ttft_s", "s", _LOWER, "First token after a pause (s)", ".3f", "TTFT of the request after the pause"
+    ),
+    CaseMetric("unload_s", "s", _LOWER, "Unload (s)", ".2f", "duration of the runtime's unload call"),
     CaseMetric("ram_peak_bytes", "bytes", _LOWER, "RAM peak", "bytes", "largest resident memory of the runtime"),
     CaseMetric(
         "vram_peak_bytes",

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from benchfleet.v1 import job_pb2
 
 DEVICES = ("cpu", "gpu", "npu")
+ARRIVALS = ("constant", "poisson")
+PREFIX_CACHES = ("defeat", "allow")
+PAGE_CACHES = ("keep", "drop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,26 @@ class Prompt:
     prompt_id: str
     messages: tuple[ChatMessage, ...]
     max_tokens: int | None = None
+    tags: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
+    """What a good answer mentions; kept with the plan for judging answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts sent in each round, in this order."""
+    """Prompts sent in each round, in this order; or how long those are that the agent composes."""
 
     name: str
     prompts: tuple[Prompt, ...]
+    token_count: int | None = None
+    """Tokens of each synthetic prompt; None: the prompts are those above."""
+    prompt_count: int = 0
+    """How many synthetic prompts."""
+
+    @classmethod
+    def synthetic(cls, token_count: int, prompt_count: int) -> PromptSet:
+        """Prompts of an exact length."""
+        return cls(f"{token_count} tokens", (), token_count, prompt_count)
 
 
 DEFAULT_PROMPTS = PromptSet(
@@ -78,6 +93,26 @@ class Deadlines:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """How long rounds last and when they stop; all None: `Plan.rounds` passes over the prompts."""
+
+    round_duration_s: float | None = None
+    minimum_duration_s: float | None = None
+    interval_ratio: float | None = None
+    """Until the 95 % intervals of TTFT and decode rate reach at most so far to either side (0.02: ±2 %)."""
+    maximum_rounds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the user says of a model, from a ``models.json``."""
+
+    alias: str
+    capabilities: tuple[str, ...] = ()
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One benchmark as the user wants it; every combination of the lists is a case on every host."""
 
@@ -92,6 +127,24 @@ class Plan:
     rounds: int = 3
     warmup_rounds: int = 1
     concurrencies: tuple[int, ...] = (1,)
+    """Requests in flight; with rates, the most that may be."""
+    rates: tuple[float, ...] = ()
+    """Open loop: requests a second, one case each. Empty: closed loop."""
+    arrival: str = "poisson"
+    """How an open loop's arrivals are spaced."""
+    stop: Stop = Stop()
+    prefix_cache: str = "defeat"
+    """``defeat``: each request begins with words of its own; ``allow``: prompts go as they are."""
+    page_cache: str = "keep"
+    """``drop``: the model's files leave the system's page cache before each load, where the system lets."""
+    idle_pause_s: float | None = None
+    """After the rounds: pause, then one request more."""
+    deterministic: bool = False
+    certificate: bool = True
+    """The agents measure themselves before the first case."""
+    goodput: str | None = None
+    """Limits a request must keep to count as good, such as ``ttft=0.5,tpot=0.05``."""
+    model_facts: tuple[ModelFacts, ...] = ()
     stream: bool = True
     max_tokens: int = 128
     temperature: float | None = 0.0
@@ -113,6 +166,7 @@ class CasePlan:
     device: str
     prompt_set: str
     concurrency: int
+    rate_per_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +179,11 @@ class JobPlan:
 
     def to_proto(self, plan: Plan, run_id: str, held_by: str) -> job_pb2.JobSpec:
         """The job for `StartJob`."""
-        deadlines = plan.deadlines
+        deadlines, stop = plan.deadlines, plan.stop
         return job_pb2.JobSpec(
             run_id=run_id,
             held_by=held_by,
+            skip_certificate=not plan.certificate,
             prompt_sets=[_prompt_set_to_proto(prompts) for prompts in plan.prompt_sets],
             cases=[
                 job_pb2.CaseSpec(
@@ -141,6 +196,18 @@ class JobPlan:
                     round_count=plan.rounds,
                     warmup_round_count=plan.warmup_rounds,
                     concurrency=case.concurrency,
+                    request_rate_per_s=case.rate_per_s,
+                    arrival=plan.arrival if case.rate_per_s is not None else "",
+                    stop=job_pb2.StopSpec(
+                        round_duration_s=stop.round_duration_s,
+                        minimum_duration_s=stop.minimum_duration_s,
+                        interval_ratio=stop.interval_ratio,
+                        maximum_round_count=stop.maximum_rounds or 0,
+                    ),
+                    allow_prefix_cache=plan.prefix_cache == "allow",
+                    drop_page_cache=plan.page_cache == "drop",
+                    idle_pause_s=plan.idle_pause_s or 0,
+                    deterministic=plan.deterministic,
                     stream=plan.stream,
                     sampling=job_pb2.SamplingSpec(
                         max_tokens=plan.max_tokens, temperature=plan.temperature, top_p=plan.top_p, seed=plan.seed
@@ -164,12 +231,13 @@ def expand(plan: Plan, new_id: Callable[[], str]) -> tuple[JobPlan, ...]:
     ``new_id`` makes the ids of jobs and cases.
     """
     combinations = [
-        (runtime, model, device, prompts.name, concurrency)
+        (runtime, model, device, prompts.name, concurrency, rate)
         for runtime in plan.runtimes
         for model in plan.models
         for device in plan.devices
         for prompts in plan.prompt_sets
         for concurrency in plan.concurrencies
+        for rate in plan.rates or (None,)
     ]
     order = list(range(len(combinations)))
     random.Random(plan.seed or 0).shuffle(order)
@@ -177,7 +245,7 @@ def expand(plan: Plan, new_id: Callable[[], str]) -> tuple[JobPlan, ...]:
 
 
 def _cases(
-    plan: Plan, combinations: Sequence[tuple[str, str, str, str, int]], new_id: Callable[[], str]
+    plan: Plan, combinations: Sequence[tuple[str, str, str, str, int, float | None]], new_id: Callable[[], str]
 ) -> tuple[CasePlan, ...]:
     return tuple(
         CasePlan(
@@ -189,14 +257,19 @@ def _cases(
             device=device,
             prompt_set=prompts,
             concurrency=concurrency,
+            rate_per_s=rate,
         )
-        for index, (runtime, model, device, prompts, concurrency) in enumerate(combinations)
+        for index, (runtime, model, device, prompts, concurrency, rate) in enumerate(combinations)
     )
 
 
 def _prompt_set_to_proto(prompts: PromptSet) -> job_pb2.PromptSet:
+    synthetic = None
+    if prompts.token_count is not None:
+        synthetic = job_pb2.SyntheticSpec(prompt_token_count=prompts.token_count, prompt_count=prompts.prompt_count)
     return job_pb2.PromptSet(
         name=prompts.name,
+        synthetic=synthetic,
         prompts=[
             job_pb2.Prompt(
                 prompt_id=prompt.prompt_id,

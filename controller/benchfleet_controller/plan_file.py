@@ -1,13 +1,16 @@
-"""Plans from TOML or JSON files, flags and the environment.
+"""Plans from TOML or JSON files.
 
-Flags win over the file, the file over the environment, the environment over the defaults. A file's top-level keys:
+A file's top-level keys:
 
-- ``name``, ``seed``, ``rounds``, ``warmup``, ``max_tokens``, ``temperature``, ``top_p``, ``stream``, ``endpoint``;
-- ``models``, ``devices``, ``runtimes``, ``concurrency``: one value or a list; every combination is a case;
+- ``name``, ``seed``, ``rounds``, ``warmup``, ``max_tokens``, ``temperature``, ``top_p``, ``stream``, ``endpoint``,
+  ``arrival``, ``prefix_cache``, ``page_cache``, ``idle_pause_s``, ``deterministic``, ``certificate``, ``goodput``;
+- ``models``, ``devices``, ``runtimes``, ``concurrency``, ``rate``, ``prompt_tokens``: one value or a list; every
+  combination is a case (``models`` may also be a ``models.json`` or such a table);
 - ``hosts``: a table ``name = "address"``, ``[[hosts]]`` with ``name`` and ``address``, or a list of HOST texts as
   on the command line;
 - ``prompts``: a file (relative to the plan), a list of texts or prompt objects, or a table of such by name;
-- ``deadlines``: ``prepare_s``, ``load_s``, ``request_s``, ``first_token_s``, ``token_s``.
+- ``deadlines``: ``prepare_s``, ``load_s``, ``request_s``, ``first_token_s``, ``token_s``;
+- ``stop``: ``round_duration_s``, ``minimum_duration_s``, ``interval_ratio``, ``maximum_rounds``.
 
 docs/plan.md documents them with an example.
 """
@@ -17,64 +20,20 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from benchfleet_controller.inventory import InventoryError, check_distinct, host_target, resolve_hosts, toml_problem
-from benchfleet_controller.plan import Deadlines, HostTarget, Plan, PromptSet
-from benchfleet_controller.plan_limits import excesses, problems_of, shown
+from benchfleet_controller.levels import levels
+from benchfleet_controller.model_facts import ModelFactsError, load_model_facts, model_facts
+from benchfleet_controller.plan import Deadlines, HostTarget, ModelFacts, PromptSet, Stop
+from benchfleet_controller.plan_draft import PlanDraft, PlanError
+from benchfleet_controller.plan_limits import problems_of, shown
 from benchfleet_controller.prompts import PromptError, inline_prompts, load_prompts
 
 MAXIMUM_FILE_BYTES = 16 << 20
-
-
-class PlanError(Exception):
-    """A plan makes no sense; one line a problem, each saying where and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanDraft:
-    """What a plan file says, checked key by key. None: the file does not say."""
-
-    name: str | None = None
-    hosts: tuple[HostTarget, ...] | None = None
-    models: tuple[str, ...] | None = None
-    devices: tuple[str, ...] | None = None
-    runtimes: tuple[str, ...] | None = None
-    endpoint_url: str | None = None
-    rounds: int | None = None
-    warmup_rounds: int | None = None
-    concurrencies: tuple[int, ...] | None = None
-    prompt_sets: tuple[PromptSet, ...] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stream: bool | None = None
-    prepare_s: float | None = None
-    load_s: float | None = None
-    request_s: float | None = None
-    first_token_s: float | None = None
-    token_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides(PlanDraft):
-    """What the command line's flags say. None: not given."""
-
-    prompts_file: Path | None = None
-    prompts: tuple[str, ...] | None = None
-
-
-_FLAGS = {
-    "models": "--model", "devices": "--device", "runtimes": "--runtime", "endpoint_url": "--endpoint",
-    "warmup_rounds": "--warmup", "concurrencies": "--concurrency", "prepare_s": "--prepare-timeout",
-    "load_s": "--load-timeout", "request_s": "--request-timeout", "first_token_s": "--first-token-timeout",
-    "token_s": "--token-timeout",
-}  # fmt: skip
-"""Flags that are not called as their field."""
 
 
 def load_plan(path: Path, names: Mapping[str, str] | None = None) -> PlanDraft:
@@ -104,90 +63,6 @@ def load_plan(path: Path, names: Mapping[str, str] | None = None) -> PlanDraft:
     return _Reader(path, names or {}).read(document)
 
 
-def build_plan(draft: PlanDraft | None, overrides: Overrides, environment: Mapping[str, str]) -> Plan:
-    """Put file, flags and environment together and check the whole. Raises `PlanError` with every problem at once."""
-    given = _given(draft) if draft else {}
-    flags = _given(overrides)
-    problems = [
-        f"{_FLAGS.get(name, '--' + name.replace('_', '-'))} {problem}"
-        for name, value in flags.items()
-        for _, problem in problems_of(name, value)
-    ]
-    flag_prompts, wrong = _flag_prompts(flags.pop("prompts_file", None), flags.pop("prompts", None))
-    given |= flags | flag_prompts
-    defaults, wrong_defaults = _environment(environment, given)
-    problems += wrong + wrong_defaults
-    if overrides.endpoint_url and "endpoint" not in given.get("runtimes", ("endpoint",)):
-        problems.append("--endpoint is given, but the runtimes do not name it; add --runtime endpoint")
-    chosen: dict[str, Any] = {"name": "run"} | defaults | given
-    if chosen.get("endpoint_url") and "runtimes" not in chosen:
-        chosen["runtimes"] = ("endpoint",)
-    if not chosen.get("hosts"):
-        problems.append("no host is named; add --host NAME=ADDRESS (an agent's address) or [hosts] to the plan")
-    if not chosen.get("models"):
-        problems.append("no model is named; add --model, for example --model smollm2-135m, or models to the plan")
-    if problems:
-        raise PlanError("\n".join(problems))
-    deadlines = Deadlines(**{field.name: chosen.pop(field.name, None) for field in fields(Deadlines)})
-    plan = Plan(**chosen, deadlines=deadlines)
-    if too_much := list(excesses(plan)):
-        raise PlanError("\n".join(too_much))
-    return plan
-
-
-def _given(draft: PlanDraft) -> dict[str, Any]:
-    return {field.name: value for field in fields(draft) if (value := getattr(draft, field.name)) is not None}
-
-
-def _flag_prompts(file: Path | None, texts: tuple[str, ...] | None) -> tuple[dict[str, Any], list[str]]:
-    """The prompt set that the flags give, and what is wrong with it."""
-    if file is not None and texts is not None:
-        return {}, ["--prompts and --prompt exclude each other; give a file or texts"]
-    try:
-        if file is not None:
-            return {"prompt_sets": (load_prompts(file),)}, []
-        if texts is not None:
-            return {"prompt_sets": (inline_prompts(texts, where="--prompt"),)}, []
-    except PromptError as error:
-        return {}, str(error).splitlines()
-    return {}, []
-
-
-def _environment(environment: Mapping[str, str], taken: Container[str]) -> tuple[dict[str, Any], list[str]]:
-    """The seed workshop's variables for the fields that nothing else gives, and what is wrong with them."""
-    chosen: dict[str, Any] = {}
-    problems: list[str] = []
-    for variable, (field, kind, read) in _VARIABLES.items():
-        text = environment.get(variable, "").strip()
-        if not text or field in taken:
-            continue
-        try:
-            if (value := read(text)) == ():
-                continue
-        except (ValueError, KeyError):
-            problems.append(f"the environment variable {variable} must be {kind}, not {shown(text)}")
-            continue
-        except PromptError as error:
-            problems.append(str(error))
-            continue
-        wrong = [problem for _, problem in problems_of(field, value)]
-        problems += [f"the environment variable {variable} {problem}" for problem in wrong]
-        if not wrong:
-            chosen[field] = value
-    return chosen, problems
-
-
-_VARIABLES: dict[str, tuple[str, str, Callable[[str], Any]]] = {
-    "FOUNDRY_LOCAL_ENDPOINT": ("endpoint_url", "a URL", str),
-    "BENCH_MODELS": ("models", "a list", lambda text: tuple(part.strip() for part in text.split(",") if part.strip())),
-    "BENCH_ROUNDS": ("rounds", "a whole number", int),
-    "BENCH_PROMPT": ("prompt_sets", "a text", lambda text: (inline_prompts([text], "BENCH_PROMPT"),)),
-    "BENCH_STREAM": ("stream", "0 or 1", lambda text: {"0": False, "1": True}[text]),
-    "BENCH_MAX_TOKENS": ("max_tokens", "a whole number", int),
-    "BENCH_TEMPERATURE": ("temperature", "a number", float),
-}
-
-
 class _Reader:
     """Reads a plan's table and gathers its problems."""
 
@@ -198,13 +73,23 @@ class _Reader:
         self._keys: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
             "name": ("name", self._of(str)),
             "hosts": ("hosts", self._hosts),
-            "models": ("models", self._list(str)),
+            "models": ("models", self._models),
             "devices": ("devices", self._list(str)),
             "runtimes": ("runtimes", self._list(str)),
             "endpoint": ("endpoint_url", self._of(str)),
             "rounds": ("rounds", self._of(int)),
             "warmup": ("warmup_rounds", self._of(int)),
-            "concurrency": ("concurrencies", self._list(int)),
+            "concurrency": ("concurrencies", self._levels(int)),
+            "rate": ("rates", self._levels(float)),
+            "arrival": ("arrival", self._of(str)),
+            "prompt_tokens": ("prompt_token_counts", self._levels(int)),
+            "prompt_count": ("prompt_count", self._of(int)),
+            "prefix_cache": ("prefix_cache", self._of(str)),
+            "page_cache": ("page_cache", self._of(str)),
+            "idle_pause_s": ("idle_pause_s", self._of(float)),
+            "deterministic": ("deterministic", self._of(bool)),
+            "certificate": ("certificate", self._of(bool)),
+            "goodput": ("goodput", self._of(str)),
             "prompts": ("prompt_sets", self._prompts),
             "max_tokens": ("max_tokens", self._of(int)),
             "temperature": ("temperature", self._of(float)),
@@ -213,16 +98,27 @@ class _Reader:
             "stream": ("stream", self._of(bool)),
         }
         self._deadlines = {field.name: (field.name, self._of(float)) for field in fields(Deadlines)}
+        self._stop = {
+            field.name: (field.name, self._of(int if field.name == "maximum_rounds" else float))
+            for field in fields(Stop)
+        }
 
     def read(self, document: Mapping[str, Any]) -> PlanDraft:
         """The draft. Raises `PlanError` when anything was wrong."""
-        top = {key: value for key, value in document.items() if key != "deadlines"}
-        found = self._table("", top, self._keys, also=("deadlines",))
-        deadlines = document.get("deadlines", {})
-        if isinstance(deadlines, dict):
-            found |= self._table("deadlines.", deadlines, self._deadlines)
-        else:
-            self._say("deadlines", "must be a table of seconds, such as [deadlines] and then request_s = 60")
+        tables = {
+            "deadlines": (self._deadlines, "seconds", "request_s = 60"),
+            "stop": (self._stop, "limits", "round_duration_s = 30"),
+        }
+        top = {key: value for key, value in document.items() if key not in tables}
+        found = self._table("", top, self._keys, also=tuple(tables))
+        for name, (known, what, example) in tables.items():
+            table = document.get(name, {})
+            if isinstance(table, dict):
+                found |= self._table(f"{name}.", table, known)
+            else:
+                self._say(name, f"must be a table of {what}, such as [{name}] and then {example}")
+        if isinstance(facts := found.get("models"), tuple) and facts and isinstance(facts[0], ModelFacts):
+            found |= {"model_facts": facts, "models": tuple(one.alias for one in facts)}
         if found.get("endpoint_url") and "endpoint" not in found.get("runtimes", ("endpoint",)):
             self._say("endpoint", 'is given, but runtimes does not name it; add "endpoint" to runtimes')
         if self._problems:
@@ -273,6 +169,33 @@ class _Reader:
             return (one(key, value),)
 
         return read
+
+    def _levels(self, kind: Callable[[str], Any]) -> Callable[[str, Any], Any]:
+        """A list of numbers, or a text such as ``1..32``."""
+        listed = self._list(kind if isinstance(kind, type) else float)
+
+        def read(key: str, value: Any) -> Any:
+            if not isinstance(value, str):
+                return listed(key, value)
+            try:
+                return levels(value, kind)
+            except ValueError:
+                self._say(key, f"must be numbers, or a range such as 1..32, not {shown(value)}")
+                return ()
+
+        return read
+
+    def _models(self, key: str, value: Any) -> Any:
+        """Names; or a ``models.json``, or a table such as its, which also say what the models can do."""
+        try:
+            if isinstance(value, dict):
+                return model_facts(value, f"{self._path}: {key}")
+            if isinstance(value, str) and value.endswith(".json"):
+                return load_model_facts(self._path.parent / Path(value).expanduser())
+        except ModelFactsError as error:
+            self._problems += str(error).splitlines()
+            return ()
+        return self._list(str)(key, value)
 
     def _hosts(self, key: str, value: Any) -> Any:
         found: list[HostTarget] = []

@@ -6,15 +6,19 @@ A check says what is wrong in words that follow the name of the key, flag or var
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from benchfleet_controller.plan import DEVICES, Deadlines, Plan
+from benchfleet_controller.capacity import Limits
+from benchfleet_controller.plan import ARRIVALS, DEVICES, PAGE_CACHES, PREFIX_CACHES, Deadlines, Plan
 from benchfleet_controller.prompts import MAXIMUM_TOKENS
 
 MAXIMUM_CONCURRENCY = 256
 MAXIMUM_ROUNDS = 10_000
+MAXIMUM_RATE_PER_S = 10_000
+MAXIMUM_OPEN_LOOP_REQUESTS = 100_000
+FEWEST_ROUNDS_OF_AN_INTERVAL = 3
 MAXIMUM_CASES = 1_000
 MAXIMUM_PROMPT_BYTES = 12 << 20
 """All prompts of a plan together: they travel in one message to each host, and messages have a limit."""
@@ -73,6 +77,18 @@ def _url(value: str) -> str:
     return "" if value else "must not be empty; give a URL such as http://127.0.0.1:8080/v1"
 
 
+def _one_of(words: tuple[str, ...]) -> Callable[[Any], str]:
+    return lambda value: "" if value in words else f"must be {' or '.join(words)}, not {shown(value)}"
+
+
+def _limits(value: str) -> str:
+    try:
+        Limits.parse(value)
+    except ValueError as error:
+        return f"makes no sense: {error}"
+    return ""
+
+
 _SECONDS = _above(0, 86_400, " seconds")
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "name": _text(200),
@@ -87,15 +103,72 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "temperature": _between(0, 2),
     "top_p": _above(0, 1),
     "seed": _between(-(1 << 63), (1 << 63) - 1),
+    "rates": _above(0, MAXIMUM_RATE_PER_S, " requests/s"),
+    "arrival": _one_of(ARRIVALS),
+    "round_duration_s": _SECONDS,
+    "minimum_duration_s": _SECONDS,
+    "interval_ratio": _between(0.001, 0.5),
+    "maximum_rounds": _between(1, MAXIMUM_ROUNDS),
+    "prompt_token_counts": _between(1, MAXIMUM_TOKENS),
+    "prompt_count": _between(1, 1000),
+    "prefix_cache": _one_of(PREFIX_CACHES),
+    "page_cache": _one_of(PAGE_CACHES),
+    "idle_pause_s": _SECONDS,
+    "goodput": _limits,
 } | {field.name: _SECONDS for field in fields(Deadlines)}
+
+
+def contradictions(chosen: Mapping[str, Any]) -> Iterator[str]:
+    """What excludes each other in what was given, by field; values are fine one by one."""
+    stops = [name for name in ("minimum_duration_s", "interval_ratio") if chosen.get(name) is not None]
+    rounds, most = chosen.get("rounds", 3), chosen.get("maximum_rounds")
+    if most is not None and not stops:
+        yield "a maximum of rounds is for rounds that stop by themselves; add a minimum duration or an interval"
+    if most is not None and most < rounds:
+        yield f"at most {most} rounds contradict the {rounds} rounds asked for; raise the one or lower the other"
+    if chosen.get("interval_ratio") is not None and rounds < FEWEST_ROUNDS_OF_AN_INTERVAL:
+        yield f"an interval needs at least {FEWEST_ROUNDS_OF_AN_INTERVAL} rounds, not {rounds}"
+    if chosen.get("arrival") is not None and not chosen.get("rates"):
+        yield "an arrival spacing is for an open loop; add a rate"
+    for rate in chosen.get("rates") or ():
+        if rate * (chosen.get("round_duration_s") or 0) > MAXIMUM_OPEN_LOOP_REQUESTS:
+            most = MAXIMUM_OPEN_LOOP_REQUESTS
+            yield f"{rate:g} requests/s make more than {most} requests a round; shorten the rounds"
+    if chosen.get("prompt_token_counts") and chosen.get("prompt_sets"):
+        yield "prompts and lengths of synthetic prompts exclude each other; give one"
+    if chosen.get("prompt_count") is not None and not chosen.get("prompt_token_counts"):
+        yield "a number of prompts is for synthetic ones; add their length with prompt_tokens"
+    if chosen.get("deterministic"):
+        if chosen.get("temperature") or chosen.get("top_p", 1) != 1:
+            yield "deterministic means temperature 0 and top_p 1; leave them out"
+        if chosen.get("round_duration_s") is not None:
+            yield "deterministic rounds send every prompt once; leave the round's duration out"
+    limits = Limits.parse(chosen["goodput"]) if chosen.get("goodput") else None
+    if limits and chosen.get("stream") is False and (limits.ttft_s is not None or limits.tpot_s is not None):
+        yield "limits of ttft or tpot need streamed answers; leave --no-stream out or limit e2e only"
+
+
+def overlong(plan: Plan, context_length: int) -> str:
+    """Why a plan's prompts and answers do not fit into a model's context; empty: as far as is known, they do."""
+    for prompts in plan.prompt_sets:
+        asked = max([plan.max_tokens, *(prompt.max_tokens or 0 for prompt in prompts.prompts)])
+        length = (prompts.token_count or 1) + asked
+        if length > context_length:
+            what = f"prompts of {prompts.token_count} tokens and " if prompts.token_count else ""
+            return (
+                f"{what}answers of up to {asked} tokens do not fit into its context of {context_length}; "
+                "lower --max-tokens or the prompts"
+            )
+    return ""
 
 
 def excesses(plan: Plan) -> Iterator[str]:
     """What is too much of a plan whose values are fine one by one."""
-    cases = len(plan.runtimes) * len(plan.models) * len(plan.devices) * len(plan.prompt_sets) * len(plan.concurrencies)
+    loads = len(plan.concurrencies) * max(1, len(plan.rates))
+    cases = len(plan.runtimes) * len(plan.models) * len(plan.devices) * len(plan.prompt_sets) * loads
     if cases > MAXIMUM_CASES:
         yield (
-            f"the plan makes {cases} cases on each host (runtimes × models × devices × prompt sets × concurrency), "
+            f"the plan makes {cases} cases on each host (runtimes × models × devices × prompt sets × load), "
             f"more than {MAXIMUM_CASES}; split it"
         )
     texts = (m.content for prompts in plan.prompt_sets for prompt in prompts.prompts for m in prompt.messages)

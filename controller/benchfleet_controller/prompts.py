@@ -3,7 +3,7 @@ r"""Prompt sets from texts and from files: ``.txt``, ``.json``, ``.jsonl`` and `
 - ``.txt``: one prompt a line; blank lines and lines that begin with ``#`` are skipped. One a line, and not a
   paragraph each, because that is what people paste; a prompt of several lines goes into JSON (``\n``) or CSV.
 - ``.json``: an array of strings, or of objects with ``prompt`` or ``messages``, and optionally ``id`` and
-  ``max_tokens`` (``tags`` and ``expected`` are checked and not used yet); or an object whose one key
+  ``max_tokens``, ``tags`` and ``expected`` (what a good answer mentions); or an object whose one key
   ``prompts`` holds such an array.
 - ``.jsonl``: one such string or object a line.
 - ``.csv``: a column ``prompt``, optionally ``id`` and ``max_tokens``; separated by commas.
@@ -176,14 +176,18 @@ def _prompt(where: str, default_id: str, entry: Any) -> Prompt:
         isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or not 1 <= max_tokens <= MAXIMUM_TOKENS
     ):
         raise PromptError(f"{where}: max_tokens must be a whole number between 1 and {MAXIMUM_TOKENS}")
-    for key in ("tags", "expected"):
-        values = entry.get(key, [])
-        if not isinstance(values, str) and not (isinstance(values, list) and all(isinstance(v, str) for v in values)):
-            raise PromptError(f"{where}: {key} must be a text or a list of texts")
+    tags, expected = (_texts(where, key, entry.get(key, [])) for key in ("tags", "expected"))
     given = entry.get("messages", [{"role": "user", "content": entry.get("prompt")}])
     if not isinstance(given, list) or not given:
         raise PromptError(f"{where}: messages must be a list that is not empty")
-    return Prompt(prompt_id, tuple(_message(where, message) for message in given), max_tokens)
+    return Prompt(prompt_id, tuple(_message(where, message) for message in given), max_tokens, tags, expected)
+
+
+def _texts(where: str, key: str, values: Any) -> tuple[str, ...]:
+    listed = [values] if isinstance(values, str) else values
+    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        raise PromptError(f"{where}: {key} must be a text or a list of texts")
+    return tuple(listed)
 
 
 def _message(where: str, message: Any) -> ChatMessage:

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     LOAD_PROCESS_CRASHED = "load_process_crashed"
     ALL_REQUESTS_FAILED = "all_requests_failed"
     SOME_REQUESTS_FAILED = "some_requests_failed"
+    RATE_NOT_KEPT = "rate_not_kept"
 
     # One request.
     CONNECTION_FAILED = "connection_failed"

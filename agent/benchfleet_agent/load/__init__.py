@@ -7,6 +7,7 @@ needs `benchfleet_agent.load.record` only, which imports no client library.
 ==================  ============================================================================================
 ``record``          `RequestRecord`: one request with all its moments; the words both sides share
 ``settings``        what ``open`` and ``round`` may say, validated
+``feed``            pure: what a round sends next, and when
 ``accounting``      pure: chunks and stamps in, moments, token counts and a verdict out
 ``http_errors``     pure: an HTTP status and its body → a reason
 ``kernel_clock``    pure: kernel receive stamps → the perf_counter clock

@@ -71,6 +71,8 @@ class Answer:
         self.streamed = True
         self.stamps = array("q")
         """Arrival of each token-bearing chunk."""
+        self.piece_lengths = array("i")
+        """Characters of content in each of them; 0: only reasoning or a tool call."""
         self.reasoning_chunks = 0
         self.coalesced_chunks = 0
         self.role_ns: int | None = None
@@ -117,6 +119,7 @@ class Answer:
         if chunk.get("error") or chunk.get("object") == "error":
             raise WorkFailed(Reason.STREAM_ERROR, f"the server reported: {describe_error(chunk)}")
         bears_token = False
+        length = len(self._content)
         for choice in _choices(chunk):
             delta = choice.get("delta")
             if isinstance(delta, dict):
@@ -131,6 +134,7 @@ class Answer:
                 self.coalesced_chunks += 1
             self._last_read = read
             self.stamps.append(stamp_ns)
+            self.piece_lengths.append(sum(map(len, self._content[length:])))
         return bears_token
 
     def whole(self, body: object) -> None:

@@ -9,7 +9,6 @@ import platform
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.child import Protocol
 from benchfleet_agent.load.counting import load_tokenizer
+from benchfleet_agent.load.feed import Feed, Pace
 from benchfleet_agent.load.record import StampSource
-from benchfleet_agent.load.settings import LoadSettings, RequestSpec
+from benchfleet_agent.load.settings import NS_PER_S, LoadSettings, RequestSpec, positive
 
 if TYPE_CHECKING:
     from benchfleet_agent.load.client import Client
@@ -115,8 +115,11 @@ class Service:
             raise WorkFailed(Reason.INVALID_SPEC, "a round needs a round_id and a list of requests")
         if not self._requesters:
             raise WorkFailed(Reason.INVALID_SPEC, "open comes before round")
-        waiting = deque(RequestSpec.from_dict(request) for request in requests)
-        workers = self._requesters[: max(1, len(waiting))]
+        specs = [RequestSpec.from_dict(request) for request in requests]
+        if not specs:
+            raise WorkFailed(Reason.INVALID_SPEC, "a round needs at least one request")
+        pace = pace_of(command)
+        workers = self._requesters if pace.duration_s else self._requesters[: len(specs)]
         connect_all(workers)
         # A full collection among many live objects stops the process for tens of milliseconds.
         gc.collect()
@@ -124,7 +127,8 @@ class Service:
         gc.disable()
         try:
             start_ns, start_cpu_ns = perf_counter_ns(), time.process_time_ns()
-            run_all([threading.Thread(target=self._work, args=(worker, waiting, round_id)) for worker in workers])
+            feed = Feed(specs, pace, start_ns)
+            run_all([threading.Thread(target=self._work, args=(worker, feed, round_id)) for worker in workers])
             end_ns, end_cpu_ns = perf_counter_ns(), time.process_time_ns()
         finally:
             gc.enable()
@@ -140,15 +144,36 @@ class Service:
             },
         )
 
-    def _work(self, worker: Requester, waiting: deque[RequestSpec], round_id: str) -> None:
-        """One worker of the closed loop: the next request as soon as the last one is finished and told."""
-        while True:
-            try:
-                spec = waiting.popleft()
-            except IndexError:
-                return
+    def _work(self, worker: Requester, feed: Feed, round_id: str) -> None:
+        """One worker: the next request as soon as the last one is finished and told, or when it is due.
+
+        In an open loop every idle worker already holds its next request and waits for its moment, so that
+        no request waits for a hand-over.
+        """
+        while (spec := feed.next(perf_counter_ns())) is not None:
+            if spec.scheduled_ns is not None:
+                wait_until(spec.scheduled_ns)
             record = worker.perform(spec)
             self._events.send("request", {"round_id": round_id, **record.to_dict()})
+
+
+def pace_of(command: Mapping[str, Any]) -> Pace:
+    """The pace a ``round`` asks for. Raises `WorkFailed` ``invalid_spec``."""
+    duration_s, rate_per_s = (positive(command, name) for name in ("duration_s", "rate_per_s"))
+    prefix_seed = command.get("prefix_seed")
+    return Pace(
+        duration_s=duration_s,
+        rate_per_s=rate_per_s,
+        poisson=command.get("arrival") == "poisson",
+        seed=str(command.get("seed", "")),
+        prefix_seed=None if prefix_seed is None else str(prefix_seed),
+    )
+
+
+def wait_until(moment_ns: int) -> None:
+    """Sleep until the moment; returns at once when it has passed."""
+    while (left_ns := moment_ns - perf_counter_ns()) > 0:
+        time.sleep(left_ns / NS_PER_S)
 
 
 def connect_all(workers: list[Requester]) -> None:

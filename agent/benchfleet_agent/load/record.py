@@ -86,6 +86,13 @@ class RequestRecord:
     http_status: int | None = None
     """null: no response arrived."""
 
+    scheduled_ns: int | None = None
+    """Open loop: when it was due. null: a closed loop, where nothing is."""
+    position: int = 0
+    """Place in its round, from 0, in the order of starting."""
+    prompt_prefix: str = ""
+    """Words put before the prompt so that no prefix cache helps; empty: none."""
+
     start_ns: int | None = None
     """t0: just before the request's body was written. null: nothing could be sent (no connection)."""
     sent_ns: int | None = None
@@ -114,6 +121,8 @@ class RequestRecord:
     token_ns: tuple[int, ...] = ()
     """Arrival of each token-bearing chunk, in nanoseconds since ``start_ns``; TTFT is the first one.
     Empty when nothing was streamed."""
+    piece_lengths: tuple[int, ...] = ()
+    """Characters of ``text`` in each of these chunks: cuts the text into what arrived together."""
     chunks: int = 0
     """Number of token-bearing chunks."""
     coalesced_chunks: int = 0
@@ -158,7 +167,8 @@ class RequestRecord:
         Raises TypeError for a missing field and ValueError for a word outside the closed lists.
         """
         known = {field.name: message[field.name] for field in dataclasses.fields(cls) if field.name in message}
-        known["token_ns"] = tuple(known.get("token_ns", ()))
+        for name in ("token_ns", "piece_lengths"):
+            known[name] = tuple(known.get(name, ()))
         for name, words in _WORDS.items():
             if known.get(name) is not None:
                 known[name] = words(known[name])

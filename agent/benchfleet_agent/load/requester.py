@@ -116,6 +116,9 @@ class Requester:
         return RequestRecord(
             request_id=spec.request_id,
             prompt_id=spec.prompt_id,
+            scheduled_ns=spec.scheduled_ns,
+            position=spec.position,
+            prompt_prefix=spec.prefix,
             status=Status.OK if failure is None else Status.FAILED,
             reason=None if failure is None else failure.reason,
             message=None if failure is None else self._without_key(failure.message),
@@ -133,6 +136,7 @@ class Requester:
             done_ns=exchange.done_ns if ended else None,
             end_ns=end_ns,
             token_ns=tuple(stamp - start_ns for stamp in answer.stamps),
+            piece_lengths=tuple(answer.piece_lengths),
             chunks=len(answer.stamps),
             coalesced_chunks=answer.coalesced_chunks,
             prompt_tokens=counts.prompt_tokens,

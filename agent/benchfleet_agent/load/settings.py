@@ -63,9 +63,9 @@ class LoadSettings:
             top_p=_number(message, "top_p"),
             seed=_whole(message, "seed"),
             concurrency=int(concurrency),
-            request_timeout_s=_timeout(message, "request_timeout_s") or 600.0,
-            first_token_timeout_s=_timeout(message, "first_token_timeout_s"),
-            token_timeout_s=_timeout(message, "token_timeout_s"),
+            request_timeout_s=positive(message, "request_timeout_s") or 600.0,
+            first_token_timeout_s=positive(message, "first_token_timeout_s"),
+            token_timeout_s=positive(message, "token_timeout_s"),
             tokenizer_path=None if message.get("tokenizer_path") is None else _text(message, "tokenizer_path"),
         )
 
@@ -79,6 +79,12 @@ class RequestSpec:
     messages: tuple[Mapping[str, Any], ...]
     max_tokens: int | None = None
     """Overrides `LoadSettings.max_tokens`; None does not."""
+    position: int = 0
+    """Place in the round, in the order of starting."""
+    prefix: str = ""
+    """Put before the first message's text; empty: nothing."""
+    scheduled_ns: int | None = None
+    """Open loop: when it is due (perf_counter)."""
 
     @classmethod
     def from_dict(cls, message: Any) -> RequestSpec:
@@ -97,7 +103,12 @@ class RequestSpec:
 
     def body(self, settings: LoadSettings) -> dict[str, object]:
         """The request's JSON: everything that decides the answer is sent explicitly, what is None is left out."""
-        body: dict[str, object] = {"model": settings.model, "messages": list(self.messages)}
+        first = self.messages[0]
+        messages = [{**first, "content": self.prefix + str(first.get("content") or "")}, *self.messages[1:]]
+        body: dict[str, object] = {
+            "model": settings.model,
+            "messages": messages if self.prefix else list(self.messages),
+        }
         if settings.stream:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
@@ -137,8 +148,9 @@ def _whole(message: Mapping[str, Any], name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _timeout(message: Mapping[str, Any], name: str) -> float | None:
+def positive(message: Mapping[str, Any], name: str) -> float | None:
+    """A number above 0, or None when it is not there. Raises `WorkFailed` ``invalid_spec``."""
     value = _number(message, name)
     if value is not None and not value > 0:
-        raise _invalid(f"{name} must be above 0 seconds")
+        raise _invalid(f"{name} must be above 0")
     return value

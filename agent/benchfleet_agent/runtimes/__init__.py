@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 Progress = Callable[[str, float | None], None]
@@ -83,6 +84,9 @@ class Session(Protocol):
 
     def load(self, timeout_s: float) -> Loaded:
         """Load and serve the model; on ``load_timeout`` the session is killed."""
+
+    def directory(self) -> Path | None:
+        """Where the model's files lie, once prepared; None: not known, or not on this host."""
 
     def process_ids(self) -> tuple[int, ...]:
         """Roots of the process trees that hold the model; empty when unknown or remote."""

@@ -190,6 +190,9 @@ class EndpointSession:
         self._runtime.resolve(self._endpoint.model, None)
         return Loaded(load_ns=None, execution_provider=None, endpoint=self._endpoint)
 
+    def directory(self) -> None:
+        """Unknown: the server has its files."""
+
     def process_ids(self) -> tuple[int, ...]:
         """Unknown: benchfleet did not start the server."""
         return ()

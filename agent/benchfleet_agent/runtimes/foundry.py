@@ -159,6 +159,7 @@ class FoundrySession:
         self._placement = placement
         self._reference = next((e for e in reference_model.MODELS.values() if e.variant == model.variant), None)
         self._link = ChildLink(settings, f"foundry child ({model.variant})")
+        self._directory: Path | None = None
 
     def prepare(self, progress: Progress) -> None:
         """Build the reference model, or download the catalog's, unless it is there; report progress.
@@ -167,7 +168,9 @@ class FoundrySession:
         """
         if self._reference is None:
             self._download(progress)
-        elif reference_model.is_built(self._settings.reference_cache_dir, self._model.variant):
+            return
+        self._directory = reference_model.directory(self._settings.reference_cache_dir, self._model.variant)
+        if reference_model.is_built(self._settings.reference_cache_dir, self._model.variant):
             progress(f"{self._model.variant} is already built", 1.0)
         else:
             self._build(progress)
@@ -209,6 +212,10 @@ class FoundrySession:
             raise
         base_url = f"{url}/v1" if self._reference is None else f"{url}/catalogs/local/v1"
         return Loaded(loaded["load_ns"], loaded["execution_provider"], Endpoint(base_url, model.variant))
+
+    def directory(self) -> Path | None:
+        """The model's directory, once prepared."""
+        return self._directory
 
     def process_ids(self) -> tuple[int, ...]:
         """The child's id while it runs."""
@@ -272,7 +279,8 @@ class FoundrySession:
             if names := _extra_providers(self._model):
                 self._link.ask({"do": "register_eps", "names": names}, "eps_registered", STALL_S, progress)
             command = {"do": "download", "variant": variant}
-            self._link.ask(command, "downloaded", STALL_S, progress, gone=Reason.DOWNLOAD_FAILED)
+            answer = self._link.ask(command, "downloaded", STALL_S, progress, gone=Reason.DOWNLOAD_FAILED)
+            self._directory = Path(answer["path"]) if answer.get("path") else None
         except ChildTimeout:
             message = (
                 f"downloading {variant} stood still for {STALL_S:g} s; check the network and run again (it resumes)"

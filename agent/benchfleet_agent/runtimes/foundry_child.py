@@ -183,7 +183,7 @@ class Service:
         already = bool(model.is_cached)
         if not already:
             model.download(self._progress(command["variant"]))
-        self._protocol.send("downloaded", already=already)
+        self._protocol.send("downloaded", already=already, path=str(model.get_path()))
 
     def _register_eps(self, command: Message) -> None:
         wanted = list(command["names"])

@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchfleet_controller import campaign as campaigns
 from benchfleet_controller.campaign import Campaign
@@ -14,10 +16,12 @@ from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, s
 from benchfleet_controller.commands.answers import comparison_of, comparison_text, results_text
 from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import all_hosts, load_inventory
+from benchfleet_controller.levels import levels
 from benchfleet_controller.live import Progress
 from benchfleet_controller.metrics import DEFAULT_COMPARED
 from benchfleet_controller.plan import HostTarget, Plan
-from benchfleet_controller.plan_file import Overrides, build_plan, load_plan
+from benchfleet_controller.plan_draft import Overrides, build_plan
+from benchfleet_controller.plan_file import load_plan
 from benchfleet_controller.report import CASE_COLUMNS, render_table
 from benchfleet_controller.store import Store
 
@@ -54,7 +58,22 @@ def plan_of(options: argparse.Namespace, store: Store) -> Plan:
         endpoint_url=options.endpoint,
         rounds=options.rounds,
         warmup_rounds=options.warmup,
-        concurrencies=_concurrencies(options.concurrency),
+        models_file=options.models,
+        concurrencies=_levels("--concurrency", options.concurrency, int),
+        rates=_levels("--rate", options.rate, float),
+        arrival=options.arrival,
+        prompt_token_counts=_levels("--prompt-tokens", options.prompt_tokens, int),
+        prompt_count=options.prompt_count,
+        prefix_cache=options.prefix_cache,
+        page_cache=options.page_cache,
+        round_duration_s=options.round_duration,
+        minimum_duration_s=options.min_duration,
+        interval_ratio=_share("--until-within", options.until_within),
+        maximum_rounds=options.max_rounds,
+        goodput=options.goodput,
+        deterministic=options.deterministic,
+        idle_pause_s=options.idle_pause,
+        certificate=options.certificate,
         prompts_file=options.prompts,
         prompts=tuple(options.prompt) or None,
         max_tokens=options.max_tokens,
@@ -199,10 +218,20 @@ def _say_what_goes_on(campaign: Campaign, store: Store, cancel: bool) -> None:
     say(f"fetch the rest with:  benchfleet collect {short}\nor end the jobs with:  benchfleet cancel {short}")
 
 
-def _concurrencies(text: str | None) -> tuple[int, ...] | None:
+def _levels(flag: str, text: str | None, number: Callable[[str], Any]) -> tuple[Any, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return levels(text, number)
     except ValueError:
-        raise UsageError(f"--concurrency takes whole numbers such as 1 or 1,2,4, not {text!r}") from None
+        raise UsageError(f"{flag} takes numbers such as 1,2,4 or a range such as 1..32, not {text!r}") from None
+
+
+def _share(flag: str, text: str | None) -> float | None:
+    """``2%`` or ``0.02``."""
+    if text is None:
+        return None
+    try:
+        return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{flag} takes a percentage such as 2%, not {text!r}") from None

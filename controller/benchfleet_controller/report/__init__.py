@@ -53,6 +53,11 @@ CASE_COLUMNS: tuple[str, ...] = (
     "license", "stamp_source", "ttft_avg_s", "cold_ttft_s", "itl_p95_s", "decode_basis", "cached_prompt_tokens",
     "ep_requested", "ep_actual", "planned_rounds", "warmup_rounds", "max_tokens", "temperature", "top_p", "seed",
     "stream", "context_length", "remote", "dropped_readings", "unmeasured", "components",
+    "request_rate_per_s", "arrival", "requests_per_s", "lateness_avg_s", "lateness_p95_s", "round_duration_s",
+    "minimum_duration_s", "interval_ratio", "maximum_rounds", "prompt_token_count", "prompt_tokens_min",
+    "prompt_tokens_max", "prefix_cache", "deterministic", "page_cache", "page_cache_ratio", "idle_pause_s",
+    "idle_ttft_s", "unload_s", "ram_loaded_bytes", "ram_before_unload_bytes", "ram_after_unload_bytes",
+    "ttft_error_s", "itl_error_s",
 )  # fmt: skip
 """Keys of a case in JSON and CSV, in this order; additions go to the end."""
 

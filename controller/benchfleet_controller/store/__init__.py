@@ -80,7 +80,7 @@ class Store:
             _insert_run(connection, run_id, plan.name, created_at, plan.seed, _json(dataclasses.asdict(plan)), held_by)
             for job in jobs:
                 _insert_job(connection, job.job_id, run_id, job.host.name, job.host.address)
-            specs = [(job.job_id, job.to_proto(plan, run_id, held_by).cases) for job in jobs]
+            specs = [(job.job_id, job.to_proto(plan, run_id, held_by)) for job in jobs]
             _insert_cases(connection, run_id, specs)
 
         self._write(change)
@@ -230,7 +230,7 @@ def _adopt(
             seed = spec.cases[0].sampling.seed if spec.cases and spec.cases[0].sampling.HasField("seed") else None
             _insert_run(connection, spec.run_id, "collected", datetime.now(UTC), seed, None, spec.held_by)
         _insert_job(connection, job_id, spec.run_id, host_name, address)
-        _insert_cases(connection, spec.run_id, [(job_id, spec.cases)])
+        _insert_cases(connection, spec.run_id, [(job_id, spec)])
     else:
         host_name, address = known
     if host is not None and host.host_id:
@@ -260,32 +260,44 @@ def _insert_job(connection: _Connection, job_id: str, run_id: str, host_name: st
     ingest.insert_rows(connection, "jobs", [row | {"committed_sequence": 0, "released": False}])
 
 
-def _insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str, Sequence[job_pb2.CaseSpec]]]) -> None:
-    rows = [
-        {
-            "case_id": case.case_id,
-            "run_id": run_id,
-            "job_id": job_id,
-            "case_index": index,
-            "runtime": case.runtime,
-            "endpoint_url": case.endpoint_url or None,
-            "model": case.model,
-            "device_asked": case.device or None,
-            "prompt_set": case.prompt_set,
-            "concurrency": case.concurrency,
-            "planned_rounds": case.round_count,
-            "warmup_rounds": case.warmup_round_count,
-            "stream": case.stream,
-            "max_tokens": case.sampling.max_tokens,
-            "temperature": case.sampling.temperature if case.sampling.HasField("temperature") else None,
-            "top_p": case.sampling.top_p if case.sampling.HasField("top_p") else None,
-            "seed": case.sampling.seed if case.sampling.HasField("seed") else None,
-            "status": "pending",
+def _insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str, job_pb2.JobSpec]]) -> None:
+    rows = []
+    for job_id, spec in jobs:
+        lengths = {
+            prompts.name: prompts.synthetic.prompt_token_count
+            for prompts in spec.prompt_sets
+            if prompts.HasField("synthetic")
         }
-        for job_id, cases in jobs
-        for index, case in enumerate(cases)
-    ]
+        for index, case in enumerate(spec.cases):
+            asked = {"run_id": run_id, "job_id": job_id, "case_index": index, "status": "pending"}
+            rows.append(asked | _asked(case) | {"prompt_token_count": lengths.get(case.prompt_set)})
     ingest.insert_rows(connection, "cases", rows)
+
+
+def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
+    """What a case asks for, as columns of ``cases``."""
+    stop = dict(_fields(case.stop))
+    return {
+        "case_id": case.case_id,
+        "runtime": case.runtime,
+        "endpoint_url": case.endpoint_url or None,
+        "model": case.model,
+        "device_asked": case.device or None,
+        "prompt_set": case.prompt_set,
+        "concurrency": case.concurrency,
+        "planned_rounds": case.round_count,
+        "warmup_rounds": case.warmup_round_count,
+        "stream": case.stream,
+        "request_rate_per_s": case.request_rate_per_s if case.HasField("request_rate_per_s") else None,
+        "arrival": case.arrival or None,
+        "maximum_rounds": max(case.round_count, stop.pop("maximum_round_count")),
+        "prefix_cache": "allowed" if case.allow_prefix_cache else "defeated",
+        "page_cache": "dropped" if case.drop_page_cache else "kept",
+        "idle_pause_s": case.idle_pause_s or None,
+        "deterministic": case.deterministic,
+        **_fields(case.sampling),
+        **stop,
+    }
 
 
 def _record_host(connection: _Connection, host: host_pb2.Host, name: str, address: str) -> str:

@@ -37,8 +37,11 @@ _RENAMED = {
     "reasoning_tokens": "reasoning_token_count",
     "hidden_tokens": "hidden_token_count",
 }
-_EMPTY_IS_NULL = frozenset({"tokens_source", "accounting", "finish_reason", "stamp_source"})
-_ELSEWHERE = frozenset({"run_id", "job_id", "warmup", "reason", "message", "token_offset_ns"})
+_EMPTY_IS_NULL = frozenset(
+    {"tokens_source", "accounting", "finish_reason", "stamp_source", "prompt_prefix", "answer_sha256"}
+)
+_LISTS = {"token_offset_ns": np.int64, "piece_length": np.int32}
+_ELSEWHERE = frozenset({"run_id", "job_id", "warmup", "reason", "message"}) | _LISTS.keys()
 
 
 def new_events(job_id: str, committed: int, events: Sequence[event_pb2.Event]) -> list[event_pb2.Event]:
@@ -96,7 +99,7 @@ def apply(connection: duckdb.DuckDBPyConnection, run_of: Mapping[str, str], batc
             elif kind == "round_finished":
                 ended.append(event.round_finished)
             else:
-                _apply_small(connection, job_id, event, kind)
+                _apply_small(connection, job_id, run_of[job_id], event, kind)
     _insert_rounds(connection, run_of, started, ended)
     if requests:
         _insert_requests(connection, run_of, requests)
@@ -113,10 +116,14 @@ def close_cases(connection: duckdb.DuckDBPyConnection, job_id: str, reason: str,
     )
 
 
-def _apply_small(connection: duckdb.DuckDBPyConnection, job_id: str, event: event_pb2.Event, kind: str | None) -> None:
+def _apply_small(
+    connection: duckdb.DuckDBPyConnection, job_id: str, run_id: str, event: event_pb2.Event, kind: str | None
+) -> None:
     at = event.event_time.ToJsonString() if event.HasField("event_time") else None
     if kind == "job_started":
         _update(connection, "jobs", "job_id", job_id, {"state": "running", "started_at": at, "released": False})
+    elif kind == "certificate_recorded":
+        _insert_certificate(connection, job_id, run_id, event.certificate_recorded)
     elif kind == "case_started":
         _update(connection, "cases", "case_id", event.case_started.case_id, _started_case(event.case_started, at))
     elif kind == "model_loaded":
@@ -134,6 +141,7 @@ def _apply_small(connection: duckdb.DuckDBPyConnection, job_id: str, event: even
                 "remote": loaded.remote,
                 "components": json.dumps(dict(loaded.components), sort_keys=True),
                 "stamp_source": loaded.stamp_source or None,
+                "page_cache_ratio": _optional(loaded, "page_cache_ratio"),
             },
         )
     elif kind == "case_finished":
@@ -191,6 +199,18 @@ def _started_case(started: event_pb2.CaseStarted, at: str | None) -> dict[str, A
     return columns
 
 
+def _insert_certificate(
+    connection: duckdb.DuckDBPyConnection, job_id: str, run_id: str, recorded: event_pb2.CertificateRecorded
+) -> None:
+    row: dict[str, Any] = {"job_id": job_id, "run_id": run_id, "concurrency": recorded.concurrency}
+    if recorded.HasField("failure"):
+        row |= {"failure_reason": recorded.failure.reason, "failure_message": recorded.failure.message}
+    else:
+        names = [field.name for field in recorded.DESCRIPTOR.fields if field.name not in ("failure", "rss_bytes")]
+        row |= {name: getattr(recorded, name) for name in names} | {"rss_bytes": _optional(recorded, "rss_bytes")}
+    insert_rows(connection, "certificates", [row])
+
+
 def _insert_rounds(
     connection: duckdb.DuckDBPyConnection,
     run_of: Mapping[str, str],
@@ -208,6 +228,7 @@ def _insert_rounds(
                 "case_id": one.case_id,
                 "round_index": one.round_index,
                 "warmup": one.warmup,
+                "kind": one.kind or ("warmup" if one.warmup else "counted"),
                 "start_ns": one.start_ns,
             }
             for job_id, one in started
@@ -238,10 +259,10 @@ def _insert_requests(
         "warmup": _objects(warmup.get(row.round_id) for row in rows),
         "reason": _objects(row.failure.reason or None for row in rows),
         "message": _objects(row.failure.message or None for row in rows),
-        "token_offset_ns": _objects(
-            np.array(row.token_offset_ns, np.int64) if row.token_offset_ns else None for row in rows
-        ),
     }
+    for name, dtype in _LISTS.items():
+        given = (getattr(row, name) for row in rows)
+        columns[name] = _objects(np.array(values, dtype) if values else None for values in given)
     fields = event_pb2.RequestFinished.DESCRIPTOR.fields_by_name
     for column in schema.REQUESTS.columns:
         if column.name in _ELSEWHERE:

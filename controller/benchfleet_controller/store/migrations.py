@@ -18,12 +18,23 @@ APPLICATION = "benchfleet"
 
 
 def m001_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    """All tables of `schema.TABLES`."""
+    """The first tables."""
+    _declared(connection, 1)
+
+
+def m002_measurement(connection: duckdb.DuckDBPyConnection) -> None:
+    """Load shapes, conditions of a case, answers to compare, instrument certificates."""
+    _declared(connection, 2)
+
+
+def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:
+    """What `schema` says came with a version."""
     for table in TABLES:
-        connection.execute(table.ddl())
+        if script := table.ddl(version):
+            connection.execute(script)
 
 
-MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_tables,)
+MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_tables, m002_measurement)
 LATEST = len(MIGRATIONS)
 
 

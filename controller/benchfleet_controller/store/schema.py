@@ -1,6 +1,6 @@
 """The tables as values: names, types and comments, declared once for the database and for docs/schema.md.
 
-`TABLES` is what migration 1 makes. It is frozen: a later change is a migration of its own (`migrations`).
+`TABLES` is the newest state; what a migration added says so (`Column.since`, `Table.since`) and stands at the end.
 All ``*_ns`` columns are the host's monotonic clock: good for differences within one case, meaningless across hosts.
 """
 
@@ -18,6 +18,8 @@ class Column:
     name: str
     type: str
     comment: str
+    since: int = 1
+    """The migration that added it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +30,29 @@ class Table:
     comment: str
     columns: tuple[Column, ...]
     primary_key: str = ""
+    since: int = 1
 
-    def ddl(self) -> str:
-        """``CREATE TABLE`` and its comments, as one script."""
-        lines = [f"{c.name} {c.type}" + (" PRIMARY KEY" if c.name == self.primary_key else "") for c in self.columns]
-        statements = [f"CREATE TABLE {self.name} (\n  " + ",\n  ".join(lines) + "\n)"]
-        statements.append(f"COMMENT ON TABLE {self.name} IS {_quoted(self.comment)}")
-        statements.extend(f"COMMENT ON COLUMN {self.name}.{c.name} IS {_quoted(c.comment)}" for c in self.columns)
-        return ";\n".join(statements) + ";"
+    def ddl(self, version: int) -> str:
+        """What migration ``version`` does to the table and its comments, as one script; empty: nothing."""
+        columns = [c for c in self.columns if max(c.since, self.since) == version]
+        if self.since == version:
+            lines = [f"{c.name} {c.type}" + (" PRIMARY KEY" if c.name == self.primary_key else "") for c in columns]
+            statements = [f"CREATE TABLE {self.name} (\n  " + ",\n  ".join(lines) + "\n)"]
+            statements.append(f"COMMENT ON TABLE {self.name} IS {_quoted(self.comment)}")
+        else:
+            statements = [f"ALTER TABLE {self.name} ADD COLUMN {c.name} {c.type}" for c in columns]
+        statements.extend(f"COMMENT ON COLUMN {self.name}.{c.name} IS {_quoted(c.comment)}" for c in columns)
+        return "".join(f"{statement};\n" for statement in statements)
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _columns(text: str) -> tuple[Column, ...]:
+def _columns(text: str, since: int = 1) -> tuple[Column, ...]:
     """Columns from lines of ``name TYPE comment``."""
-    return tuple(Column(*line.split(maxsplit=2)) for line in text.strip().splitlines())
+    split = (line.split(maxsplit=2) for line in text.strip().splitlines())
+    return tuple(Column(name, type_, comment, since) for name, type_, comment in split)
 
 
 _IDS = """
@@ -162,7 +170,24 @@ dropped_readings BIGINT readings the sampler dropped to stay on time
 stamp_source VARCHAR where receive times come from: kernel or socket
 started_at TIMESTAMPTZ agent's wall clock at the start
 finished_at TIMESTAMPTZ agent's wall clock at the end
-"""),
+""")
+    + _columns(
+        """
+request_rate_per_s DOUBLE requests a second of an open loop; NULL closed loop
+arrival VARCHAR constant or poisson spacing of an open loop; NULL closed loop
+round_duration_s DOUBLE how long each round was to last; NULL one pass over the prompts
+minimum_duration_s DOUBLE how long the counted rounds were to last together; NULL no matter
+interval_ratio DOUBLE rounds went on until the intervals of the means were so narrow; NULL no matter
+maximum_rounds INTEGER most counted rounds
+prompt_token_count INTEGER tokens of each synthetic prompt; NULL the prompts were given
+prefix_cache VARCHAR defeated (each request begins with words of its own) or allowed
+page_cache VARCHAR what was asked for before the load: kept or dropped
+page_cache_ratio DOUBLE share of the model's files in the page cache when loading began; NULL not known
+idle_pause_s DOUBLE pause before the idle request; NULL there was none
+deterministic BOOLEAN everything that decides an answer was fixed
+""",
+        since=2,
+    ),
     "case_id",
 )
 
@@ -181,7 +206,8 @@ load_rss_bytes BIGINT resident memory of the load process after the round
 requests INTEGER requests that ended in the round
 failed INTEGER of those, failed
 """
-    ),
+    )
+    + _columns("kind VARCHAR calibration, warmup, counted or idle", since=2),
 )
 
 REQUESTS = Table(
@@ -225,6 +251,16 @@ text VARCHAR the answer
 reasoning_text VARCHAR reasoning sent apart from the answer
 stamp_source VARCHAR where receive times come from: kernel, socket or app
 """
+    )
+    + _columns(
+        """
+scheduled_ns BIGINT open loop: when it was due; NULL closed loop
+position INTEGER place in its round, from 0
+prompt_prefix VARCHAR words put before the prompt to defeat prefix caches; NULL none
+answer_sha256 VARCHAR SHA-256 of the answer (reasoning, a zero byte, text); NULL there was none
+piece_length INTEGER[] characters of each token-bearing chunk, in the order of token_offset_ns; NULL not streamed
+""",
+        since=2,
     ),
 )
 
@@ -248,5 +284,33 @@ cost_us INTEGER how long the reading took in microseconds
     ),
 )
 
-TABLES = (HOSTS, RUNS, JOBS, CASES, ROUNDS, REQUESTS, SAMPLES)
+CERTIFICATES = Table(
+    "certificates",
+    "How true an agent's time stamps were: measured before a job on a loopback server that knows when it sent what.",
+    _columns("""
+job_id VARCHAR the job
+run_id VARCHAR the run
+concurrency INTEGER streams side by side
+request_count INTEGER requests sent
+token_count INTEGER tokens streamed
+token_rate_per_s DOUBLE tokens a second in each stream, as scheduled
+stamp_source VARCHAR where receive times came from: kernel or socket
+ttft_error_p50_ns BIGINT our TTFT minus the server's, the median
+ttft_error_p99_ns BIGINT the same without its sign, the 99th percentile
+itl_error_p50_ns BIGINT our gaps minus the server's without sign, the median
+itl_error_p99_ns BIGINT the 99th percentile of the same
+stamp_error_p50_ns BIGINT arrival stamp minus send stamp, the median
+stamp_error_p99_ns BIGINT the 99th percentile of the same
+jitter_ns BIGINT standard deviation of the same
+server_lateness_p99_ns BIGINT how late the server was against its own schedule: how quiet the machine was
+cpu_per_token_ns BIGINT CPU time of the load process for each streamed token
+rss_bytes BIGINT resident memory of the load process; NULL not known
+duration_ns BIGINT how long it took
+failure_reason VARCHAR why there is none; NULL there is one
+failure_message VARCHAR the same for people
+"""),
+    since=2,
+)
+
+TABLES = (HOSTS, RUNS, JOBS, CASES, ROUNDS, REQUESTS, SAMPLES, CERTIFICATES)
 BY_NAME = {table.name: table for table in TABLES}

@@ -35,7 +35,8 @@ SELECT
        THEN list_transform(list_zip(token_offset_ns[2:], token_offset_ns[1:len(token_offset_ns) - 1]),
                            lambda pair: (pair[1] - pair[2]) / 1e9) END AS itl_s,
   prompt_tokens, cached_prompt_tokens, output_tokens, visible_tokens, hidden_tokens, tokens_source, accounting,
-  finish_reason, stamp_source, coalesced_chunks, len(token_offset_ns) AS chunks, text
+  finish_reason, stamp_source, coalesced_chunks, len(token_offset_ns) AS chunks, text,
+  (start_ns - scheduled_ns) / 1e9 AS lateness_s, position
 FROM requests
 """
 
@@ -65,7 +66,11 @@ SELECT
   string_agg(DISTINCT accounting, '+' ORDER BY accounting) FILTER (WHERE status = 'ok') AS accounting,
   string_agg(DISTINCT stamp_source, '+' ORDER BY stamp_source) FILTER (WHERE status = 'ok') AS stamp_source,
   sum(coalesced_chunks) FILTER (WHERE status = 'ok')
-    / nullif(sum(chunks) FILTER (WHERE status = 'ok'), 0) AS coalesced_ratio
+    / nullif(sum(chunks) FILTER (WHERE status = 'ok'), 0) AS coalesced_ratio,
+  avg(lateness_s) AS lateness_avg_s,
+  quantile_cont(lateness_s, 0.95) AS lateness_p95_s,
+  min(prompt_tokens) FILTER (WHERE status = 'ok') AS prompt_tokens_min,
+  max(prompt_tokens) FILTER (WHERE status = 'ok') AS prompt_tokens_max
 FROM request_metrics WHERE NOT warmup GROUP BY case_id
 """
 
@@ -83,13 +88,53 @@ COLD_PART = """
 SELECT case_id, min_by(ttft_s, start_ns) AS cold_ttft_s FROM request_metrics WHERE status = 'ok' GROUP BY case_id
 """
 
+# The request after a pause, when there was one.
+IDLE_PART = """
+SELECT q.case_id, min_by(ttft_s, q.start_ns) AS idle_ttft_s
+FROM request_metrics q JOIN rounds r USING (round_id)
+WHERE r.kind = 'idle' AND q.status = 'ok' GROUP BY q.case_id
+"""
+
+# Of the certificates of the job, the one whose load comes closest from below; alone is always among them.
+CERTIFICATE_PART = """
+SELECT c.case_id, max_by(k.ttft_error_p99_ns, k.concurrency) / 1e9 AS ttft_error_s,
+       max_by(k.itl_error_p99_ns, k.concurrency) / 1e9 AS itl_error_s
+FROM cases c JOIN certificates k ON k.job_id = c.job_id AND k.concurrency <= c.concurrency
+WHERE k.failure_reason IS NULL GROUP BY c.case_id
+"""
+
+# What the runtime held at each stage of a case.
+CASE_STAGES = """
+SELECT case_id, run_id, phase, min(start_ns) AS start_ns, sum(samples)::BIGINT AS samples,
+       max(rss_first_bytes) AS rss_first_bytes, max(rss_last_bytes) AS rss_last_bytes,
+       max(rss_peak_bytes) AS rss_peak_bytes, max(anon_last_bytes) AS anon_last_bytes,
+       max(file_last_bytes) AS file_last_bytes, sum(device_memory_last_bytes)::BIGINT AS device_memory_last_bytes
+FROM (SELECT case_id, run_id, phase, device_id, min(sample_ns) AS start_ns, count(*) AS samples,
+             min_by(runtime_rss_bytes, sample_ns) AS rss_first_bytes,
+             max_by(runtime_rss_bytes, sample_ns) AS rss_last_bytes, max(runtime_rss_bytes) AS rss_peak_bytes,
+             max_by(runtime_anon_bytes, sample_ns) AS anon_last_bytes,
+             max_by(runtime_file_bytes, sample_ns) AS file_last_bytes,
+             max_by(device_memory_used_bytes, sample_ns) AS device_memory_last_bytes
+      FROM samples WHERE case_id IS NOT NULL GROUP BY case_id, run_id, phase, device_id)
+GROUP BY case_id, run_id, phase
+"""
+
+STAGE_PART = """
+SELECT case_id, max(rss_first_bytes) FILTER (WHERE phase = 'loaded') AS ram_loaded_bytes,
+       max(rss_last_bytes) FILTER (WHERE phase = 'loaded') AS ram_before_unload_bytes,
+       max(rss_last_bytes) FILTER (WHERE phase = 'after') AS ram_after_unload_bytes
+FROM case_stages GROUP BY case_id
+"""
+
 # Tokens over wall time of the rounds that ended; a round cut short has no wall time to divide by.
 ROUND_PART = """
 SELECT r.case_id, count(*) AS rounds, sum(r.end_ns - r.start_ns) / 1e9 AS rounds_s,
        sum(r.load_cpu_ns) / nullif(sum(r.end_ns - r.start_ns), 0) AS load_cpu_ratio,
-       sum(t.tokens) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS output_tokens_per_s
+       sum(t.tokens) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS output_tokens_per_s,
+       sum(t.answers) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS requests_per_s
 FROM rounds r
-LEFT JOIN (SELECT round_id, sum(output_tokens) FILTER (WHERE status = 'ok') AS tokens
+LEFT JOIN (SELECT round_id, sum(output_tokens) FILTER (WHERE status = 'ok') AS tokens,
+                  count(*) FILTER (WHERE status = 'ok') AS answers
            FROM requests GROUP BY round_id) t USING (round_id)
 WHERE NOT r.warmup AND r.end_ns IS NOT NULL GROUP BY r.case_id
 """
@@ -164,7 +209,13 @@ SELECT
   c.remote, c.dropped_readings, c.unmeasured, c.components, o.load_cpu_ratio, s.swap_growth_bytes,
   q.coalesced_ratio,
   coalesce(q.ttft_n, 0) AS ttft_n, coalesce(q.e2e_n, 0) AS e2e_n, coalesce(g.itl_n, 0) AS itl_n,
-  j.fingerprint, c.started_at, c.finished_at
+  j.fingerprint, c.started_at, c.finished_at,
+  c.request_rate_per_s, c.arrival, o.requests_per_s, q.lateness_avg_s, q.lateness_p95_s,
+  c.round_duration_s, c.minimum_duration_s, c.interval_ratio, c.maximum_rounds,
+  c.prompt_token_count, q.prompt_tokens_min, q.prompt_tokens_max, c.prefix_cache, c.deterministic,
+  c.page_cache, c.page_cache_ratio, c.idle_pause_s, i.idle_ttft_s, c.unload_ns / 1e9 AS unload_s,
+  t.ram_loaded_bytes, t.ram_before_unload_bytes, t.ram_after_unload_bytes,
+  k.ttft_error_s, k.itl_error_s, o.rounds_s
 FROM cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
@@ -172,6 +223,9 @@ LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GR
 LEFT JOIN ({REQUEST_PART}) q ON q.case_id = c.case_id
 LEFT JOIN ({GAP_PART}) g ON g.case_id = c.case_id
 LEFT JOIN ({COLD_PART}) f ON f.case_id = c.case_id
+LEFT JOIN ({IDLE_PART}) i ON i.case_id = c.case_id
+LEFT JOIN ({STAGE_PART}) t ON t.case_id = c.case_id
+LEFT JOIN ({CERTIFICATE_PART}) k ON k.case_id = c.case_id
 LEFT JOIN ({ROUND_PART}) o ON o.case_id = c.case_id
 LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
 """  # noqa: S608 - our own text
@@ -183,6 +237,7 @@ CASE_RESULTS_WITHOUT_GAPS = CASE_RESULTS.replace(
 
 VIEWS: dict[str, tuple[str, str]] = {
     "request_metrics": (REQUEST_METRICS, "Metrics of each request, warm-up included; times in seconds."),
+    "case_stages": (CASE_STAGES, "What the runtime held at each stage of each case; bytes."),
     "case_results": (
         CASE_RESULTS,
         "Results of each case over the ok requests of its counted rounds; NULL: unmeasured.",

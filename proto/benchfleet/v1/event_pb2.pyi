@@ -44,6 +44,7 @@ class Event(_message.Message):
     SAMPLES_RECORDED_FIELD_NUMBER: _builtins.int
     CASE_FINISHED_FIELD_NUMBER: _builtins.int
     JOB_FINISHED_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_RECORDED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … per job, without gaps; given when the event is durable on the agent."""
     event_ns: _builtins.int
@@ -92,6 +93,10 @@ class Event(_message.Message):
     def job_finished(self) -> Global___JobFinished:
         """Last event of every job."""
 
+    @_builtins.property
+    def certificate_recorded(self) -> Global___CertificateRecorded:
+        """The agent measured itself."""
+
     def __init__(
         self,
         *,
@@ -108,12 +113,13 @@ class Event(_message.Message):
         samples_recorded: Global___SamplesRecorded | None = ...,
         case_finished: Global___CaseFinished | None = ...,
         job_finished: Global___JobFinished | None = ...,
+        certificate_recorded: Global___CertificateRecorded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "event_time", b"event_time", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "certificate_recorded", b"certificate_recorded", "event_time", b"event_time", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "event_ns", b"event_ns", "event_time", b"event_time", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "certificate_recorded", b"certificate_recorded", "event_ns", b"event_ns", "event_time", b"event_time", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["job_started", "case_started", "progress_reported", "model_loaded", "round_started", "request_finished", "round_finished", "samples_recorded", "case_finished", "job_finished"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["job_started", "case_started", "progress_reported", "model_loaded", "round_started", "request_finished", "round_finished", "samples_recorded", "case_finished", "job_finished", "certificate_recorded"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -148,6 +154,98 @@ class JobStarted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobStarted: _TypeAlias = JobStarted  # noqa: Y015
+
+@_typing.final
+class CertificateRecorded(_message.Message):
+    """How true the agent's own time stamps are, measured before the first case on a loopback server that knows when it
+    sent what. One event for each load shape.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TOKEN_RATE_PER_S_FIELD_NUMBER: _builtins.int
+    STAMP_SOURCE_FIELD_NUMBER: _builtins.int
+    TTFT_ERROR_P50_NS_FIELD_NUMBER: _builtins.int
+    TTFT_ERROR_P99_NS_FIELD_NUMBER: _builtins.int
+    ITL_ERROR_P50_NS_FIELD_NUMBER: _builtins.int
+    ITL_ERROR_P99_NS_FIELD_NUMBER: _builtins.int
+    STAMP_ERROR_P50_NS_FIELD_NUMBER: _builtins.int
+    STAMP_ERROR_P99_NS_FIELD_NUMBER: _builtins.int
+    JITTER_NS_FIELD_NUMBER: _builtins.int
+    SERVER_LATENESS_P99_NS_FIELD_NUMBER: _builtins.int
+    CPU_PER_TOKEN_NS_FIELD_NUMBER: _builtins.int
+    RSS_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_NS_FIELD_NUMBER: _builtins.int
+    concurrency: _builtins.int
+    """Streams side by side."""
+    request_count: _builtins.int
+    """Requests sent."""
+    token_count: _builtins.int
+    """Tokens streamed."""
+    token_rate_per_s: _builtins.float
+    """Tokens a second in each stream, as scheduled."""
+    stamp_source: _builtins.str
+    """Where receive times came from: "kernel" or "socket"."""
+    ttft_error_p50_ns: _builtins.int
+    """Our TTFT minus the server's: the median, in ns."""
+    ttft_error_p99_ns: _builtins.int
+    """The same without its sign: the 99th percentile."""
+    itl_error_p50_ns: _builtins.int
+    """Our gaps between tokens minus the server's, without sign: the median."""
+    itl_error_p99_ns: _builtins.int
+    """The 99th percentile of the same."""
+    stamp_error_p50_ns: _builtins.int
+    """Arrival stamp minus send stamp: the median."""
+    stamp_error_p99_ns: _builtins.int
+    """The 99th percentile of the same."""
+    jitter_ns: _builtins.int
+    """Standard deviation of the same."""
+    server_lateness_p99_ns: _builtins.int
+    """How late the server was against its own schedule, the 99th percentile: how quiet the machine was."""
+    cpu_per_token_ns: _builtins.int
+    """CPU time of the load process for each streamed token."""
+    rss_bytes: _builtins.int
+    """Resident memory of the load process; absent: not known."""
+    duration_ns: _builtins.int
+    """How long it all took."""
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Why there is none; absent: there is."""
+
+    def __init__(
+        self,
+        *,
+        failure: Global___Failure | None = ...,
+        concurrency: _builtins.int = ...,
+        request_count: _builtins.int = ...,
+        token_count: _builtins.int = ...,
+        token_rate_per_s: _builtins.float = ...,
+        stamp_source: _builtins.str = ...,
+        ttft_error_p50_ns: _builtins.int = ...,
+        ttft_error_p99_ns: _builtins.int = ...,
+        itl_error_p50_ns: _builtins.int = ...,
+        itl_error_p99_ns: _builtins.int = ...,
+        stamp_error_p50_ns: _builtins.int = ...,
+        stamp_error_p99_ns: _builtins.int = ...,
+        jitter_ns: _builtins.int = ...,
+        server_lateness_p99_ns: _builtins.int = ...,
+        cpu_per_token_ns: _builtins.int = ...,
+        rss_bytes: _builtins.int | None = ...,
+        duration_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rss_bytes", b"_rss_bytes", "failure", b"failure", "rss_bytes", b"rss_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rss_bytes", b"_rss_bytes", "concurrency", b"concurrency", "cpu_per_token_ns", b"cpu_per_token_ns", "duration_ns", b"duration_ns", "failure", b"failure", "itl_error_p50_ns", b"itl_error_p50_ns", "itl_error_p99_ns", b"itl_error_p99_ns", "jitter_ns", b"jitter_ns", "request_count", b"request_count", "rss_bytes", b"rss_bytes", "server_lateness_p99_ns", b"server_lateness_p99_ns", "stamp_error_p50_ns", b"stamp_error_p50_ns", "stamp_error_p99_ns", b"stamp_error_p99_ns", "stamp_source", b"stamp_source", "token_count", b"token_count", "token_rate_per_s", b"token_rate_per_s", "ttft_error_p50_ns", b"ttft_error_p50_ns", "ttft_error_p99_ns", b"ttft_error_p99_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rss_bytes: _TypeAlias = _typing.Literal["rss_bytes"]  # noqa: Y015
+    _WhichOneofArgType__rss_bytes: _TypeAlias = _typing.Literal["_rss_bytes", b"_rss_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rss_bytes) -> _WhichOneofReturnType__rss_bytes | None: ...
+
+Global___CertificateRecorded: _TypeAlias = CertificateRecorded  # noqa: Y015
 
 @_typing.final
 class CaseStarted(_message.Message):
@@ -243,6 +341,7 @@ class ModelLoaded(_message.Message):
     REMOTE_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     STAMP_SOURCE_FIELD_NUMBER: _builtins.int
+    PAGE_CACHE_RATIO_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     start_ns: _builtins.int
@@ -257,6 +356,8 @@ class ModelLoaded(_message.Message):
     """The endpoint is not on the agent's host: latencies include the network."""
     stamp_source: _builtins.str
     """Where receive times come from: "kernel" or "socket"."""
+    page_cache_ratio: _builtins.float
+    """Share of the model's files that the system's page cache held when loading began, 0 to 1; absent: not known."""
     @_builtins.property
     def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Runtime's version and those of its parts, as the running process reported them."""
@@ -272,19 +373,24 @@ class ModelLoaded(_message.Message):
         remote: _builtins.bool = ...,
         components: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         stamp_source: _builtins.str = ...,
+        page_cache_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "actual_execution_provider", b"actual_execution_provider", "load_duration_ns", b"load_duration_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "_page_cache_ratio", b"_page_cache_ratio", "actual_execution_provider", b"actual_execution_provider", "load_duration_ns", b"load_duration_ns", "page_cache_ratio", b"page_cache_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "actual_execution_provider", b"actual_execution_provider", "case_id", b"case_id", "components", b"components", "end_ns", b"end_ns", "load_duration_ns", b"load_duration_ns", "remote", b"remote", "stamp_source", b"stamp_source", "start_ns", b"start_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "_page_cache_ratio", b"_page_cache_ratio", "actual_execution_provider", b"actual_execution_provider", "case_id", b"case_id", "components", b"components", "end_ns", b"end_ns", "load_duration_ns", b"load_duration_ns", "page_cache_ratio", b"page_cache_ratio", "remote", b"remote", "stamp_source", b"stamp_source", "start_ns", b"start_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actual_execution_provider: _TypeAlias = _typing.Literal["actual_execution_provider"]  # noqa: Y015
     _WhichOneofArgType__actual_execution_provider: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider"]  # noqa: Y015
     _WhichOneofReturnType__load_duration_ns: _TypeAlias = _typing.Literal["load_duration_ns"]  # noqa: Y015
     _WhichOneofArgType__load_duration_ns: _TypeAlias = _typing.Literal["_load_duration_ns", b"_load_duration_ns"]  # noqa: Y015
+    _WhichOneofReturnType__page_cache_ratio: _TypeAlias = _typing.Literal["page_cache_ratio"]  # noqa: Y015
+    _WhichOneofArgType__page_cache_ratio: _TypeAlias = _typing.Literal["_page_cache_ratio", b"_page_cache_ratio"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__actual_execution_provider) -> _WhichOneofReturnType__actual_execution_provider | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__load_duration_ns) -> _WhichOneofReturnType__load_duration_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_cache_ratio) -> _WhichOneofReturnType__page_cache_ratio | None: ...
 
 Global___ModelLoaded: _TypeAlias = ModelLoaded  # noqa: Y015
 
@@ -299,6 +405,7 @@ class RoundStarted(_message.Message):
     ROUND_INDEX_FIELD_NUMBER: _builtins.int
     WARMUP_FIELD_NUMBER: _builtins.int
     START_NS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     round_id: _builtins.str
@@ -309,6 +416,8 @@ class RoundStarted(_message.Message):
     """Never counted in results."""
     start_ns: _builtins.int
     """When."""
+    kind: _builtins.str
+    """"calibration" (the length of synthetic prompts), "warmup", "counted" or "idle" (after a pause)."""
     def __init__(
         self,
         *,
@@ -317,10 +426,11 @@ class RoundStarted(_message.Message):
         round_index: _builtins.int = ...,
         warmup: _builtins.bool = ...,
         start_ns: _builtins.int = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "round_id", b"round_id", "round_index", b"round_index", "start_ns", b"start_ns", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "kind", b"kind", "round_id", b"round_id", "round_index", b"round_index", "start_ns", b"start_ns", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,6 +528,11 @@ class RequestFinished(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     REASONING_TEXT_FIELD_NUMBER: _builtins.int
     STAMP_SOURCE_FIELD_NUMBER: _builtins.int
+    SCHEDULED_NS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    PROMPT_PREFIX_FIELD_NUMBER: _builtins.int
+    ANSWER_SHA256_FIELD_NUMBER: _builtins.int
+    PIECE_LENGTH_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     round_id: _builtins.str
@@ -482,6 +597,14 @@ class RequestFinished(_message.Message):
     """Reasoning sent apart from the answer."""
     stamp_source: _builtins.str
     """Where receive times come from: "kernel", "socket" or "app"."""
+    scheduled_ns: _builtins.int
+    """Open loop: when the request was due; absent in a closed loop."""
+    position: _builtins.int
+    """Place of the request in its round, from 0."""
+    prompt_prefix: _builtins.str
+    """Words put before the prompt, so that no prefix cache helps; empty: none."""
+    answer_sha256: _builtins.str
+    """SHA-256 of the answer (reasoning, a zero byte, text) in hex; empty: there was none."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Why it failed; absent when ok."""
@@ -489,6 +612,10 @@ class RequestFinished(_message.Message):
     @_builtins.property
     def token_offset_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Arrival of every token-bearing chunk, in ns since start_ns, ascending."""
+
+    @_builtins.property
+    def piece_length(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Characters of each token-bearing chunk, in the order of token_offset_ns."""
 
     def __init__(
         self,
@@ -527,10 +654,15 @@ class RequestFinished(_message.Message):
         text: _builtins.str = ...,
         reasoning_text: _builtins.str = ...,
         stamp_source: _builtins.str = ...,
+        scheduled_ns: _builtins.int | None = ...,
+        position: _builtins.int = ...,
+        prompt_prefix: _builtins.str = ...,
+        answer_sha256: _builtins.str = ...,
+        piece_length: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_sent_ns", b"_sent_ns", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "cached_prompt_token_count", b"cached_prompt_token_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "failure", b"failure", "finish_ns", b"finish_ns", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "reasoning_token_count", b"reasoning_token_count", "role_ns", b"role_ns", "sent_ns", b"sent_ns", "start_ns", b"start_ns", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_scheduled_ns", b"_scheduled_ns", "_sent_ns", b"_sent_ns", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "cached_prompt_token_count", b"cached_prompt_token_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "failure", b"failure", "finish_ns", b"finish_ns", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "reasoning_token_count", b"reasoning_token_count", "role_ns", b"role_ns", "scheduled_ns", b"scheduled_ns", "sent_ns", b"sent_ns", "start_ns", b"start_ns", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_sent_ns", b"_sent_ns", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "accounting", b"accounting", "cached_prompt_token_count", b"cached_prompt_token_count", "case_id", b"case_id", "coalesced_chunk_count", b"coalesced_chunk_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "end_ns", b"end_ns", "failure", b"failure", "finish_ns", b"finish_ns", "finish_reason", b"finish_reason", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "prompt_id", b"prompt_id", "prompt_token_count", b"prompt_token_count", "reasoning_text", b"reasoning_text", "reasoning_token_count", b"reasoning_token_count", "request_id", b"request_id", "role_ns", b"role_ns", "round_id", b"round_id", "sent_ns", b"sent_ns", "stamp_source", b"stamp_source", "start_ns", b"start_ns", "status", b"status", "text", b"text", "token_offset_ns", b"token_offset_ns", "tokens_source", b"tokens_source", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_scheduled_ns", b"_scheduled_ns", "_sent_ns", b"_sent_ns", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "accounting", b"accounting", "answer_sha256", b"answer_sha256", "cached_prompt_token_count", b"cached_prompt_token_count", "case_id", b"case_id", "coalesced_chunk_count", b"coalesced_chunk_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "end_ns", b"end_ns", "failure", b"failure", "finish_ns", b"finish_ns", "finish_reason", b"finish_reason", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "piece_length", b"piece_length", "position", b"position", "prompt_id", b"prompt_id", "prompt_prefix", b"prompt_prefix", "prompt_token_count", b"prompt_token_count", "reasoning_text", b"reasoning_text", "reasoning_token_count", b"reasoning_token_count", "request_id", b"request_id", "role_ns", b"role_ns", "round_id", b"round_id", "scheduled_ns", b"scheduled_ns", "sent_ns", b"sent_ns", "stamp_source", b"stamp_source", "start_ns", b"start_ns", "status", b"status", "text", b"text", "token_offset_ns", b"token_offset_ns", "tokens_source", b"tokens_source", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached_prompt_token_count: _TypeAlias = _typing.Literal["cached_prompt_token_count"]  # noqa: Y015
     _WhichOneofArgType__cached_prompt_token_count: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count"]  # noqa: Y015
@@ -562,6 +694,8 @@ class RequestFinished(_message.Message):
     _WhichOneofArgType__reasoning_token_count: _TypeAlias = _typing.Literal["_reasoning_token_count", b"_reasoning_token_count"]  # noqa: Y015
     _WhichOneofReturnType__role_ns: _TypeAlias = _typing.Literal["role_ns"]  # noqa: Y015
     _WhichOneofArgType__role_ns: _TypeAlias = _typing.Literal["_role_ns", b"_role_ns"]  # noqa: Y015
+    _WhichOneofReturnType__scheduled_ns: _TypeAlias = _typing.Literal["scheduled_ns"]  # noqa: Y015
+    _WhichOneofArgType__scheduled_ns: _TypeAlias = _typing.Literal["_scheduled_ns", b"_scheduled_ns"]  # noqa: Y015
     _WhichOneofReturnType__sent_ns: _TypeAlias = _typing.Literal["sent_ns"]  # noqa: Y015
     _WhichOneofArgType__sent_ns: _TypeAlias = _typing.Literal["_sent_ns", b"_sent_ns"]  # noqa: Y015
     _WhichOneofReturnType__start_ns: _TypeAlias = _typing.Literal["start_ns"]  # noqa: Y015
@@ -600,6 +734,8 @@ class RequestFinished(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_token_count) -> _WhichOneofReturnType__reasoning_token_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role_ns) -> _WhichOneofReturnType__role_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduled_ns) -> _WhichOneofReturnType__scheduled_ns | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sent_ns) -> _WhichOneofReturnType__sent_ns | None: ...
     @_typing.overload

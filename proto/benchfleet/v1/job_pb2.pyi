@@ -63,12 +63,15 @@ class JobSpec(_message.Message):
     PROMPT_SETS_FIELD_NUMBER: _builtins.int
     CASES_FIELD_NUMBER: _builtins.int
     SAMPLE_PERIOD_MS_FIELD_NUMBER: _builtins.int
+    SKIP_CERTIFICATE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run this job belongs to (UUID)."""
     held_by: _builtins.str
     """Who asks, for people: "user@machine"."""
     sample_period_ms: _builtins.int
     """Time between fast telemetry readings, in milliseconds; 0: the agent's default (100)."""
+    skip_certificate: _builtins.bool
+    """Leave out the agent's measurement of itself before the first case."""
     @_builtins.property
     def prompt_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptSet]:
         """Prompt sets, referred to by the cases."""
@@ -85,10 +88,11 @@ class JobSpec(_message.Message):
         prompt_sets: _abc.Iterable[Global___PromptSet] | None = ...,
         cases: _abc.Iterable[Global___CaseSpec] | None = ...,
         sample_period_ms: _builtins.int = ...,
+        skip_certificate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "held_by", b"held_by", "prompt_sets", b"prompt_sets", "run_id", b"run_id", "sample_period_ms", b"sample_period_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "held_by", b"held_by", "prompt_sets", b"prompt_sets", "run_id", b"run_id", "sample_period_ms", b"sample_period_ms", "skip_certificate", b"skip_certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +116,13 @@ class CaseSpec(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     DEADLINES_FIELD_NUMBER: _builtins.int
+    REQUEST_RATE_PER_S_FIELD_NUMBER: _builtins.int
+    ARRIVAL_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    ALLOW_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    DROP_PAGE_CACHE_FIELD_NUMBER: _builtins.int
+    IDLE_PAUSE_S_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """UUID."""
     runtime: _builtins.str
@@ -125,13 +136,25 @@ class CaseSpec(_message.Message):
     prompt_set: _builtins.str
     """Name of a prompt set of this job."""
     round_count: _builtins.int
-    """Counted rounds; at least 1."""
+    """Counted rounds; at least 1. The fewest when stop says more."""
     warmup_round_count: _builtins.int
     """Rounds before them that never count."""
     concurrency: _builtins.int
-    """Requests in flight; at least 1."""
+    """Requests in flight; at least 1. In an open loop the most that may be."""
     stream: _builtins.bool
     """Whether answers are streamed."""
+    request_rate_per_s: _builtins.float
+    """Open loop: requests a second, whatever the answers take. Absent: closed loop, the next request when one has ended."""
+    arrival: _builtins.str
+    """How the arrivals of an open loop are spaced: "constant" or "poisson"; empty: closed loop."""
+    allow_prefix_cache: _builtins.bool
+    """Send prompts as they are. Else each request begins with words of its own, so that no prefix cache helps."""
+    drop_page_cache: _builtins.bool
+    """Drop the model's files from the system's page cache before the load, where the system lets."""
+    idle_pause_s: _builtins.float
+    """After the rounds wait so many seconds and send one request more; 0: do not."""
+    deterministic: _builtins.bool
+    """Everything that decides an answer is fixed, so that answers can be compared between hosts and runs."""
     @_builtins.property
     def sampling(self) -> Global___SamplingSpec:
         """Sampling parameters."""
@@ -139,6 +162,10 @@ class CaseSpec(_message.Message):
     @_builtins.property
     def deadlines(self) -> Global___DeadlineSpec:
         """Deadlines."""
+
+    @_builtins.property
+    def stop(self) -> Global___StopSpec:
+        """How long rounds last and when they stop; absent: round_count passes over the prompts."""
 
     def __init__(
         self,
@@ -155,14 +182,70 @@ class CaseSpec(_message.Message):
         stream: _builtins.bool = ...,
         sampling: Global___SamplingSpec | None = ...,
         deadlines: Global___DeadlineSpec | None = ...,
+        request_rate_per_s: _builtins.float | None = ...,
+        arrival: _builtins.str = ...,
+        stop: Global___StopSpec | None = ...,
+        allow_prefix_cache: _builtins.bool = ...,
+        drop_page_cache: _builtins.bool = ...,
+        idle_pause_s: _builtins.float = ...,
+        deterministic: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadlines", b"deadlines", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "deadlines", b"deadlines", "request_rate_per_s", b"request_rate_per_s", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "concurrency", b"concurrency", "deadlines", b"deadlines", "device", b"device", "endpoint_url", b"endpoint_url", "model", b"model", "prompt_set", b"prompt_set", "round_count", b"round_count", "runtime", b"runtime", "sampling", b"sampling", "stream", b"stream", "warmup_round_count", b"warmup_round_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "allow_prefix_cache", b"allow_prefix_cache", "arrival", b"arrival", "case_id", b"case_id", "concurrency", b"concurrency", "deadlines", b"deadlines", "deterministic", b"deterministic", "device", b"device", "drop_page_cache", b"drop_page_cache", "endpoint_url", b"endpoint_url", "idle_pause_s", b"idle_pause_s", "model", b"model", "prompt_set", b"prompt_set", "request_rate_per_s", b"request_rate_per_s", "round_count", b"round_count", "runtime", b"runtime", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "warmup_round_count", b"warmup_round_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_rate_per_s: _TypeAlias = _typing.Literal["request_rate_per_s"]  # noqa: Y015
+    _WhichOneofArgType__request_rate_per_s: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_rate_per_s) -> _WhichOneofReturnType__request_rate_per_s | None: ...
 
 Global___CaseSpec: _TypeAlias = CaseSpec  # noqa: Y015
+
+@_typing.final
+class StopSpec(_message.Message):
+    """How long rounds last and when they stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_DURATION_S_FIELD_NUMBER: _builtins.int
+    MINIMUM_DURATION_S_FIELD_NUMBER: _builtins.int
+    INTERVAL_RATIO_FIELD_NUMBER: _builtins.int
+    MAXIMUM_ROUND_COUNT_FIELD_NUMBER: _builtins.int
+    round_duration_s: _builtins.float
+    """Each round lasts so many seconds, its prompts repeated; absent: one pass over the prompts."""
+    minimum_duration_s: _builtins.float
+    """Rounds go on until they have lasted so many seconds together."""
+    interval_ratio: _builtins.float
+    """Rounds go on until the 95 % intervals of mean TTFT and decode rate (of the latency where nothing is streamed)
+    reach at most so far to either side, as a share of the mean (0.02: ±2 %).
+    """
+    maximum_round_count: _builtins.int
+    """Most counted rounds; at least round_count. 0: round_count."""
+    def __init__(
+        self,
+        *,
+        round_duration_s: _builtins.float | None = ...,
+        minimum_duration_s: _builtins.float | None = ...,
+        interval_ratio: _builtins.float | None = ...,
+        maximum_round_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_interval_ratio", b"_interval_ratio", "_minimum_duration_s", b"_minimum_duration_s", "_round_duration_s", b"_round_duration_s", "interval_ratio", b"interval_ratio", "minimum_duration_s", b"minimum_duration_s", "round_duration_s", b"round_duration_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_ratio", b"_interval_ratio", "_minimum_duration_s", b"_minimum_duration_s", "_round_duration_s", b"_round_duration_s", "interval_ratio", b"interval_ratio", "maximum_round_count", b"maximum_round_count", "minimum_duration_s", b"minimum_duration_s", "round_duration_s", b"round_duration_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__interval_ratio: _TypeAlias = _typing.Literal["interval_ratio"]  # noqa: Y015
+    _WhichOneofArgType__interval_ratio: _TypeAlias = _typing.Literal["_interval_ratio", b"_interval_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_duration_s: _TypeAlias = _typing.Literal["minimum_duration_s"]  # noqa: Y015
+    _WhichOneofArgType__minimum_duration_s: _TypeAlias = _typing.Literal["_minimum_duration_s", b"_minimum_duration_s"]  # noqa: Y015
+    _WhichOneofReturnType__round_duration_s: _TypeAlias = _typing.Literal["round_duration_s"]  # noqa: Y015
+    _WhichOneofArgType__round_duration_s: _TypeAlias = _typing.Literal["_round_duration_s", b"_round_duration_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_ratio) -> _WhichOneofReturnType__interval_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_duration_s) -> _WhichOneofReturnType__minimum_duration_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__round_duration_s) -> _WhichOneofReturnType__round_duration_s | None: ...
+
+Global___StopSpec: _TypeAlias = StopSpec  # noqa: Y015
 
 @_typing.final
 class SamplingSpec(_message.Message):
@@ -262,25 +345,57 @@ class PromptSet(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    SYNTHETIC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the job."""
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]:
-        """At least one."""
+        """At least one, unless synthetic."""
+
+    @_builtins.property
+    def synthetic(self) -> Global___SyntheticSpec:
+        """Prompts that the agent composes; absent: those above."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         prompts: _abc.Iterable[Global___Prompt] | None = ...,
+        synthetic: Global___SyntheticSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["synthetic", b"synthetic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "prompts", b"prompts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "prompts", b"prompts", "synthetic", b"synthetic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PromptSet: _TypeAlias = PromptSet  # noqa: Y015
+
+@_typing.final
+class SyntheticSpec(_message.Message):
+    """Prompts of an exact length, composed of common words with the model's own server as the judge of their length."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_COUNT_FIELD_NUMBER: _builtins.int
+    prompt_token_count: _builtins.int
+    """Tokens of each prompt as the server counts them, chat template included; at least 1."""
+    prompt_count: _builtins.int
+    """How many different prompts; at least 1."""
+    def __init__(
+        self,
+        *,
+        prompt_token_count: _builtins.int = ...,
+        prompt_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_count", b"prompt_count", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyntheticSpec: _TypeAlias = SyntheticSpec  # noqa: Y015
 
 @_typing.final
 class Prompt(_message.Message):

@@ -16,7 +16,8 @@ from benchfleet_controller import plan as plans
 from benchfleet_controller.cli import parser
 from benchfleet_controller.inventory import load_inventory
 from benchfleet_controller.metrics import CASE_METRICS
-from benchfleet_controller.plan_file import Overrides, build_plan, load_plan
+from benchfleet_controller.plan_draft import Overrides, build_plan
+from benchfleet_controller.plan_file import load_plan
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs/user-guide.md").read_text(encoding="utf-8")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from benchfleet_controller import plan_file
-from benchfleet_controller.plan import DEFAULT_PROMPTS, Deadlines, HostTarget, Plan
-from benchfleet_controller.plan_file import Overrides, PlanDraft, PlanError, build_plan, load_plan
+from benchfleet_controller.plan import DEFAULT_PROMPTS, Deadlines, HostTarget, Plan, Stop
+from benchfleet_controller.plan_draft import Overrides, PlanDraft, PlanError, build_plan
+from benchfleet_controller.plan_file import load_plan
 
 ROOT = Path(__file__).parents[3]
 HOSTS = (HostTarget("a", "127.0.0.1:1"),)
@@ -326,8 +327,8 @@ def test_too_many_cases_and_too_much_text_are_refused() -> None:
 
 
 def test_every_field_of_a_plan_can_be_said() -> None:
-    deadlines = {"prepare_s", "load_s", "request_s", "first_token_s", "token_s"}
+    inside = {field.name for nested in (Deadlines, Stop) for field in fields(nested)}
 
     assert {field.name for field in fields(PlanDraft)} == (
-        {field.name for field in fields(Plan)} - {"deadlines"}
-    ) | deadlines
+        {field.name for field in fields(Plan)} - {"deadlines", "stop"}
+    ) | inside | {"prompt_token_counts", "prompt_count"}

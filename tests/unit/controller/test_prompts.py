@@ -33,7 +33,7 @@ def _user(prompt_id: str, text: str, max_tokens: int | None = None) -> Prompt:
         (
             "a.json",
             '[{"id": "q", "prompt": "One?", "max_tokens": 8, "tags": ["qa"], "expected": "1"}]',
-            [_user("q", "One?", 8)],
+            [Prompt("q", (ChatMessage("user", "One?"),), 8, ("qa",), ("1",))],
         ),
         (
             "a.jsonl",
