@@ -70,6 +70,7 @@ class _Reader:
         self._path = path
         self._names = names
         self._problems: list[str] = []
+        self._facts: tuple[ModelFacts, ...] = ()
         self._keys: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
             "name": ("name", self._of(str)),
             "hosts": ("hosts", self._hosts),
@@ -117,8 +118,8 @@ class _Reader:
                 found |= self._table(f"{name}.", table, known)
             else:
                 self._say(name, f"must be a table of {what}, such as [{name}] and then {example}")
-        if isinstance(facts := found.get("models"), tuple) and facts and isinstance(facts[0], ModelFacts):
-            found |= {"model_facts": facts, "models": tuple(one.alias for one in facts)}
+        if self._facts:
+            found["model_facts"] = self._facts
         if found.get("endpoint_url") and "endpoint" not in found.get("runtimes", ("endpoint",)):
             self._say("endpoint", 'is given, but runtimes does not name it; add "endpoint" to runtimes')
         if self._problems:
@@ -189,13 +190,16 @@ class _Reader:
         """Names; or a ``models.json``, or a table such as its, which also say what the models can do."""
         try:
             if isinstance(value, dict):
-                return model_facts(value, f"{self._path}: {key}")
-            if isinstance(value, str) and value.endswith(".json"):
-                return load_model_facts(self._path.parent / Path(value).expanduser())
+                self._facts = model_facts(value, f"{self._path}: {key}")
+            elif isinstance(value, str) and value.endswith(".json"):
+                self._facts = load_model_facts(self._path.parent / Path(value).expanduser())
+            else:
+                return self._list(str)(key, value)
         except ModelFactsError as error:
-            self._problems += str(error).splitlines()
-            return ()
-        return self._list(str)(key, value)
+            lines = str(error).splitlines()
+            place = f"{self._path}: {key}"
+            self._problems += [line if line.startswith(place) else f"{place}: {line}" for line in lines]
+        return tuple(one.alias for one in self._facts)
 
     def _hosts(self, key: str, value: Any) -> Any:
         found: list[HostTarget] = []

@@ -61,8 +61,8 @@ class Load:
         self.opened = self.child.receive(30)
         assert self.opened["event"] == "opened", self.opened
 
-    def start(self, scripts: list[dict[str, Any]]) -> None:
-        """Say ``round``; each script's tag is its request's id."""
+    def start(self, scripts: list[dict[str, Any]], **pace: Any) -> None:
+        """Say ``round``; each script's tag is its request's id (unless it is sent again)."""
         requests = [
             {
                 "request_id": script["tag"],
@@ -71,11 +71,11 @@ class Load:
             }
             for script in scripts
         ]
-        self.child.send({"do": "round", "round_id": "R", "requests": requests})
+        self.child.send({"do": "round", "round_id": "R", "requests": requests, **pace})
 
-    def round(self, *scripts: dict[str, Any]) -> tuple[dict[str, RequestRecord], dict[str, Any]]:
+    def round(self, *scripts: dict[str, Any], **pace: Any) -> tuple[dict[str, RequestRecord], dict[str, Any]]:
         """The records of a round by tag, and what ended it."""
-        self.start(list(scripts))
+        self.start(list(scripts), **pace)
         records = {}
         while (message := self.child.receive(30))["event"] == "request":
             assert message["round_id"] == "R"

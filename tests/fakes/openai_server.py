@@ -1,10 +1,11 @@
 """A scriptable OpenAI-compatible server on loopback that knows when it sent what.
 
 Run it as a process of its own (``python openai_server.py [--port N]``); its first line is ``{"port": N}``.
-A request's script is its last message's content when that is a JSON object of `Script`'s fields; else the default.
+A request's script is its last message's content from the first brace on when that is a JSON object of `Script`'s
+fields; else the default.
 Chunks leave on an absolute schedule, counted from the moment the request was read. ``GET /truth`` returns, and
-forgets, one entry per finished request: ``tag``, ``body`` (without messages), ``connection`` (number),
-``received_ns`` and ``steps`` [[label, ns], …], stamped with ``time.perf_counter_ns()`` just before each send: the
+forgets, one entry per finished request: ``tag``, ``body`` (without messages), ``prefix`` (text before the script),
+``connection`` (number), ``received_ns`` and ``steps`` [[label, ns], …], stamped with ``time.perf_counter_ns()`` just before each send: the
 same clock as every other process on the machine. Standard library only.
 """
 
@@ -280,9 +281,8 @@ class Server:
             play(connection, steps, received_ns, stamps)
         finally:
             shown = {name: value for name, value in body.items() if name != "messages"}
-            self.truth.append(
-                {"tag": script.tag, "body": shown, "connection": number, "received_ns": received_ns, "steps": stamps}
-            )
+            entry = {"tag": script.tag, "body": shown, "connection": number, "received_ns": received_ns}
+            self.truth.append(entry | {"prefix": split_content(body)[0], "steps": stamps})
         if script.end == "hang":
             connection.settimeout(MAXIMUM_HANG_S)
             connection.recv(1)  # until the client gives up
@@ -323,11 +323,17 @@ def read_request(connection: socket.socket, data: bytes) -> tuple[str, str, dict
     return method, path, json.loads(rest[:length]) if length else {}, rest[length:]
 
 
+def split_content(body: dict[str, Any]) -> tuple[str, str]:
+    """The last message's text: what comes before the script, and the script."""
+    content = str(body["messages"][-1].get("content", "")) if body.get("messages") else ""
+    start = max(0, content.find("{"))
+    return content[:start], content[start:]
+
+
 def read_script(body: dict[str, Any]) -> Script:
     """The script a request carries."""
-    content = body["messages"][-1].get("content", "") if body.get("messages") else ""
     try:
-        fields = json.loads(content)
+        fields = json.loads(split_content(body)[1])
     except (ValueError, TypeError):
         fields = {}
     if not isinstance(fields, dict):

@@ -232,11 +232,14 @@ def _compare(answer: Answer, counted: int, reasoning: int, count: CountTokens | 
     chunks = len(answer.stamps)
     unseen_reasoning = reasoning if not answer.reasoning_chunks and not answer.reasoning_text else 0
     sendable = counted - unseen_reasoning  # what can have arrived, if the server's reasoning count is right
-    encoded = sum(count(text) for text in answer.texts) if count else None
+
+    def encoded() -> int | None:  # only where it decides: a tokenizer is large and most streams agree
+        return sum(count(text) for text in answer.texts) if count else None
+
     if not answer.streamed:
         if unseen_reasoning:
             return Accounting.NOT_STREAMED, sendable
-        return Accounting.NOT_STREAMED, None if encoded is None else min(encoded, counted)
+        return Accounting.NOT_STREAMED, None if (tokens := encoded()) is None else min(tokens, counted)
     natural_end = answer.finish_reason in _NATURAL_ENDS
     if chunks == counted:  # whatever the details say: every token arrived (reasoning inside the content, say)
         return Accounting.CONSISTENT, counted
@@ -247,10 +250,10 @@ def _compare(answer: Answer, counted: int, reasoning: int, count: CountTokens | 
         return Accounting.MORE_CHUNKS_THAN_TOKENS, None
     if chunks == counted - 1 and natural_end:
         return Accounting.STOP_TOKEN_COUNTED, chunks
-    if encoded is not None:
-        if encoded >= counted * (1 - _TOKENIZER_TOLERANCE):
+    if (tokens := encoded()) is not None:
+        if tokens >= counted * (1 - _TOKENIZER_TOLERANCE):
             return Accounting.SEVERAL_TOKENS_PER_CHUNK, counted
-        return Accounting.HIDDEN_TOKENS, encoded
+        return Accounting.HIDDEN_TOKENS, tokens
     size_bytes = sum(len(text.encode()) for text in answer.texts)
     if size_bytes > chunks * LONGEST_PLAUSIBLE_TOKEN_BYTES:
         return Accounting.SEVERAL_TOKENS_PER_CHUNK, None

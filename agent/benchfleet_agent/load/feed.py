@@ -69,6 +69,6 @@ class Feed:
             return None
         if self._pace.poisson:
             self._due_s += self._random.expovariate(rate)
-        elif self._position:
-            self._due_s += 1 / rate
-        return self._start_ns + int(self._due_s * NS_PER_S)
+        else:
+            self._due_s = self._position / rate
+        return self._start_ns + round(self._due_s * NS_PER_S)

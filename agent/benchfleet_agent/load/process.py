@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.child import Protocol
-from benchfleet_agent.load.counting import load_tokenizer
+from benchfleet_agent.load.counting import Tokenizer
 from benchfleet_agent.load.feed import Feed, Pace
 from benchfleet_agent.load.record import StampSource
-from benchfleet_agent.load.settings import NS_PER_S, LoadSettings, RequestSpec, positive
+from benchfleet_agent.load.settings import LoadSettings, RequestSpec, positive
+from benchfleet_agent.load.wire import wait_until
 
 if TYPE_CHECKING:
     from benchfleet_agent.load.client import Client
     from benchfleet_agent.load.requester import Requester
 
+LEAD_NS = 20_000_000
+"""How long before its moment an open loop's request is made ready; making one takes about 2 ms."""
 LAST_LINE_S = 5.0
 """How long the end waits for the line that is being written; a parent that reads nothing cannot hold us longer."""
 
@@ -94,7 +97,7 @@ class Service:
             message = f"the load process needs the package openai: pip install 'benchfleet[agent]' ({error})"
             raise WorkFailed(Reason.UNSUPPORTED, message) from None
         self.close()
-        count = load_tokenizer(settings.tokenizer_path) if settings.tokenizer_path else None
+        count = Tokenizer(settings.tokenizer_path) if settings.tokenizer_path else None
         context = tls_context(settings)
         kernel = self._kernel_wanted and context is None and kernel_stamps_possible()
         self._clients = [Client(settings, kernel=kernel, ssl_context=context) for _ in range(settings.concurrency)]
@@ -147,12 +150,12 @@ class Service:
     def _work(self, worker: Requester, feed: Feed, round_id: str) -> None:
         """One worker: the next request as soon as the last one is finished and told, or when it is due.
 
-        In an open loop every idle worker already holds its next request and waits for its moment, so that
-        no request waits for a hand-over.
+        In an open loop every idle worker already holds its next request, makes it ready shortly before its moment
+        and holds it back on the wire: neither a hand-over nor the making of a request makes it late.
         """
         while (spec := feed.next(perf_counter_ns())) is not None:
             if spec.scheduled_ns is not None:
-                wait_until(spec.scheduled_ns)
+                wait_until(spec.scheduled_ns - LEAD_NS)
             record = worker.perform(spec)
             self._events.send("request", {"round_id": round_id, **record.to_dict()})
 
@@ -168,12 +171,6 @@ def pace_of(command: Mapping[str, Any]) -> Pace:
         seed=str(command.get("seed", "")),
         prefix_seed=None if prefix_seed is None else str(prefix_seed),
     )
-
-
-def wait_until(moment_ns: int) -> None:
-    """Sleep until the moment; returns at once when it has passed."""
-    while (left_ns := moment_ns - perf_counter_ns()) > 0:
-        time.sleep(left_ns / NS_PER_S)
 
 
 def connect_all(workers: list[Requester]) -> None:

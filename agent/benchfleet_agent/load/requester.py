@@ -7,7 +7,7 @@ import sys
 from time import perf_counter_ns
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet_agent.load.accounting import Answer, End, account, verdict
+from benchfleet_agent.load.accounting import Answer, Counts, End, account, verdict
 from benchfleet_agent.load.client import Client, ConnectionLost, ErrorObject, Garbled, Overdue, Refused
 from benchfleet_agent.load.counting import CountTokens
 from benchfleet_agent.load.http_errors import http_failure
@@ -36,7 +36,7 @@ class Requester:
     def perform(self, spec: RequestSpec) -> RequestRecord:
         """Send one request and see it to its end. Never raises for what a server does."""
         first_limit_ns = min(self._request_ns, self._first_token_ns) if self._settings.stream else self._request_ns
-        exchange = Exchange(first_limit_ns)
+        exchange = Exchange(first_limit_ns, spec.scheduled_ns or 0)
         answer = Answer()
         failure: Failure | None
         try:
@@ -104,10 +104,18 @@ class Requester:
         key = self._settings.api_key
         return message.replace(key, "***") if len(key) >= _SHORTEST_KEY and key != NO_KEY else message
 
+    def _account(self, answer: Answer, *, failed: bool) -> Counts:
+        try:
+            return account(answer, failed=failed, count=self._count)
+        except WorkFailed as error:  # the tokenizer cannot be read: count without it, which the record says
+            print(error.failure.message, file=sys.stderr)
+            self._count = None
+            return account(answer, failed=failed)
+
     def _record(
         self, spec: RequestSpec, exchange: Exchange, answer: Answer, failure: Failure | None, end_ns: int
     ) -> RequestRecord:
-        counts = account(answer, failed=failure is not None, count=self._count)
+        counts = self._account(answer, failed=failure is not None)
         start_ns = exchange.start_ns or 0
         source = None
         if exchange.reads:

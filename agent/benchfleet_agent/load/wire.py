@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 import sys
-from time import perf_counter_ns, time_ns
+from time import perf_counter_ns, sleep, time_ns
 
 from benchfleet_agent.load.kernel_clock import KernelClock
 
@@ -36,13 +36,15 @@ class Exchange:
 
     __slots__ = (
         "body_ended", "closed_early", "connect_duration_ns", "content_type", "deadline_ns", "done_ns", "draining",
-        "first_byte_ns", "headers_ns", "kernel_reads", "last_ns", "limit_ns", "location", "reads", "sent_ns",
-        "start_ns", "status", "unparsed",
+        "first_byte_ns", "headers_ns", "kernel_reads", "last_ns", "limit_ns", "location", "not_before_ns", "reads",
+        "sent_ns", "start_ns", "status", "unparsed",
     )  # fmt: skip
 
-    def __init__(self, limit_ns: int = NEVER_NS) -> None:
+    def __init__(self, limit_ns: int = NEVER_NS, not_before_ns: int = 0) -> None:
         self.limit_ns = limit_ns
         """What the deadline is set to, from t0."""
+        self.not_before_ns = not_before_ns
+        """When an open loop's request is due; it is made ready before and then held back until this moment."""
         self.deadline_ns = NEVER_NS
         """No read waits beyond this moment; the requester moves it on with every token."""
         self.connect_duration_ns: int | None = None
@@ -84,6 +86,8 @@ class Connection:
     def send(self, data: bytes, exchange: Exchange) -> None:
         """Send a whole request; this is t0."""
         self._set_write_timeout(min(exchange.limit_ns / 1e9, LONGEST_WAIT_S))
+        if exchange.not_before_ns:
+            wait_until(exchange.not_before_ns)
         exchange.start_ns = start_ns = perf_counter_ns()
         exchange.deadline_ns = start_ns + exchange.limit_ns
         try:
@@ -172,6 +176,12 @@ class Connection:
                 floor_ns = max(exchange.last_ns, exchange.start_ns or 0)
                 return self._clock.convert(seconds * 1_000_000_000 + nanoseconds, floor_ns, read_ns)
         return None
+
+
+def wait_until(moment_ns: int) -> None:
+    """Sleep until the moment (perf_counter); returns at once when it has passed."""
+    while (left_ns := moment_ns - perf_counter_ns()) > 0:
+        sleep(left_ns / 1e9)
 
 
 class Wire:

@@ -6,7 +6,8 @@ import pytest
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
-from benchfleet_agent.jobs import Answer, JobOrder, answer_start, case_outcome
+from benchfleet_agent.jobs import Answer, JobOrder, SyntheticOrder, answer_start, case_outcome
+from benchfleet_agent.rounds import StopRule
 from fakes.specs import case_spec, job_spec
 
 
@@ -37,6 +38,35 @@ def _set(field: str, value: object) -> Callable[[job_pb2.JobSpec], None]:
     return change
 
 
+def _huge_round(spec: job_pb2.JobSpec) -> None:
+    case = spec.cases[0]
+    case.request_rate_per_s, case.arrival, case.stop.round_duration_s = 1000, "constant", 3600
+
+
+def _synthetic(token_count: int, prompt_count: int) -> Callable[[job_pb2.JobSpec], None]:
+    def change(spec: job_pb2.JobSpec) -> None:
+        asked = job_pb2.SyntheticSpec(prompt_token_count=token_count, prompt_count=prompt_count)
+        spec.prompt_sets[0].CopyFrom(job_pb2.PromptSet(name=spec.prompt_sets[0].name, synthetic=asked))
+
+    return change
+
+
+def test_load_shape_and_conditions_are_read() -> None:
+    spec = job_spec()
+    case = spec.cases[0]
+    case.request_rate_per_s, case.arrival, case.idle_pause_s = 2.5, "poisson", 3
+    case.stop.CopyFrom(job_pb2.StopSpec(minimum_duration_s=10, interval_ratio=0.02, maximum_round_count=9))
+    case.round_count, case.stop.round_duration_s, case.drop_page_cache = 3, 5, True
+    _synthetic(64, 2)(spec)
+
+    (order,) = JobOrder.from_proto("job-1", spec).cases
+
+    assert order.prompts == SyntheticOrder(64, 2)
+    assert order.stop == StopRule(3, 9, 10, 0.02)
+    assert (order.rate_per_s, order.poisson, order.round_duration_s, order.idle_pause_s) == (2.5, True, 5, 3)
+    assert (order.drop_page_cache, order.allow_prefix_cache, order.deterministic) == (True, False, False)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -59,6 +89,19 @@ def _set(field: str, value: object) -> Callable[[job_pb2.JobSpec], None]:
         (lambda spec: setattr(spec.cases[0].deadlines, "load_s", float("nan")), "load_s"),
         (lambda spec: setattr(spec.cases[0].deadlines, "request_s", -5.0), "request_s"),
         (lambda spec: setattr(spec, "sample_period_ms", 1), "sample_period_ms"),
+        (_set("request_rate_per_s", 0.0), "request_rate_per_s"),
+        (_set("request_rate_per_s", float("nan")), "request_rate_per_s"),
+        (_set("request_rate_per_s", 5.0), "arrival must be one of constant, poisson"),
+        (_set("arrival", "poisson"), "arrival is for an open loop"),
+        (_set("idle_pause_s", -1.0), "idle_pause_s"),
+        (lambda spec: setattr(spec.cases[0].stop, "maximum_round_count", 1), "maximum_round_count"),
+        (lambda spec: setattr(spec.cases[0].stop, "interval_ratio", 1.5), "interval_ratio must lie"),
+        (lambda spec: setattr(spec.cases[0].stop, "interval_ratio", 0.1), "round_count of at least 3"),
+        (lambda spec: setattr(spec.cases[0].stop, "round_duration_s", -1.0), "round_duration_s"),
+        (_huge_round, "over the limit"),
+        (lambda spec: setattr(spec.prompt_sets[0].synthetic, "prompt_token_count", 64), "has prompts and asks"),
+        (_synthetic(0, 4), "prompt_token_count"),
+        (_synthetic(64, 0), "prompt_count"),
         (lambda spec: setattr(spec, "run_id", "a/b"), "run_id"),
     ],
 )

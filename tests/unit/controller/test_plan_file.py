@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchfleet_controller import plan_file
-from benchfleet_controller.plan import DEFAULT_PROMPTS, Deadlines, HostTarget, Plan, Stop
+from benchfleet_controller.plan import DEFAULT_PROMPTS, Deadlines, HostTarget, Plan, PromptSet, Stop
 from benchfleet_controller.plan_draft import Overrides, PlanDraft, PlanError, build_plan
 from benchfleet_controller.plan_file import load_plan
 
@@ -51,7 +51,8 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
     plan = Plan("", (), ())
 
     keys = set(tomllib.loads(_example()))
-    assert keys | {"endpoint"} == {key.partition(".")[0] for key in rows} - {"key", "---"}
+    commented = {"endpoint", "rate", "arrival", "prompt_tokens", "prompt_count"}
+    assert keys | commented == {key.partition(".")[0] for key in rows} - {"key", "---"}
     assert {field.name for field in fields(Deadlines)} == {key[10:] for key in rows if key.startswith("deadlines.")}
     for key, value in {
         "rounds": plan.rounds, "warmup": plan.warmup_rounds, "concurrency": plan.concurrencies[0], "seed": plan.seed,
@@ -332,3 +333,71 @@ def test_every_field_of_a_plan_can_be_said() -> None:
     assert {field.name for field in fields(PlanDraft)} == (
         {field.name for field in fields(Plan)} - {"deadlines", "stop"}
     ) | inside | {"prompt_token_counts", "prompt_count"}
+
+
+def test_load_shapes_and_conditions_of_a_file_become_a_plan(tmp_path: Path) -> None:
+    text = (
+        'models = ["m"]\nconcurrency = "1..4"\nrate = [0.5, 2]\narrival = "constant"\nidle_pause_s = 3\n'
+        'prefix_cache = "allow"\npage_cache = "drop"\nprompt_tokens = "64..128"\nprompt_count = 2\n'
+        'goodput = "ttft=500ms"\ncertificate = false\n'
+        '[hosts]\na = "10.0.0.1"\n[stop]\nround_duration_s = 5\nminimum_duration_s = 9'
+    )
+    plan = build_plan(load_plan(_file(tmp_path, text)), Overrides(), {})
+
+    assert (plan.concurrencies, plan.rates, plan.arrival) == ((1, 2, 4), (0.5, 2), "constant")
+    assert (plan.prefix_cache, plan.page_cache, plan.idle_pause_s, plan.certificate) == ("allow", "drop", 3, False)
+    assert plan.prompt_sets == (PromptSet.synthetic(64, 2), PromptSet.synthetic(128, 2))
+    assert plan.stop == Stop(round_duration_s=5, minimum_duration_s=9, maximum_rounds=50)
+
+
+def test_an_open_loop_allows_many_in_flight_unless_told() -> None:
+    assert build_plan(MINIMUM, Overrides(rates=(2.0,)), {}).concurrencies == (64,)
+    assert build_plan(MINIMUM, Overrides(rates=(2.0,), concurrencies=(8,)), {}).concurrencies == (8,)
+
+
+def test_lengths_and_prompts_replace_each_other_between_flags_and_file(tmp_path: Path) -> None:
+    with_prompts = PlanDraft(hosts=HOSTS, models=("m",), prompt_sets=(DEFAULT_PROMPTS,))
+    with_lengths = PlanDraft(hosts=HOSTS, models=("m",), prompt_token_counts=(64,))
+
+    assert build_plan(with_prompts, Overrides(prompt_token_counts=(32,)), {}).prompt_sets[0].token_count == 32
+    assert build_plan(with_lengths, Overrides(prompts=("Hi?",)), {}).prompt_sets[0].name == "inline"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (Overrides(arrival="poisson"), "add a rate"),
+        (Overrides(rates=(0.0,)), "--rate must be above 0 and at most 10000 requests/s"),
+        (Overrides(rates=(5000.0,), round_duration_s=3600), "more than 100000 requests a round"),
+        (Overrides(maximum_rounds=5), "add a minimum duration or an interval"),
+        (Overrides(maximum_rounds=2, minimum_duration_s=1), "at most 2 rounds contradict the 3 rounds"),
+        (Overrides(rounds=2, interval_ratio=0.1), "an interval needs at least 3 rounds, not 2"),
+        (Overrides(prompts=("a",), prompt_token_counts=(8,)), "exclude each other"),
+        (Overrides(prompt_count=3), "add their length"),
+        (Overrides(deterministic=True, temperature=0.5), "deterministic means temperature 0"),
+        (Overrides(deterministic=True, round_duration_s=3), "send every prompt once"),
+        (Overrides(goodput="ttft=1", stream=False), "need streamed answers"),
+        (Overrides(goodput="ttft"), "--goodput makes no sense"),
+        (Overrides(prefix_cache="off"), "--prefix-cache must be defeat or allow"),
+    ],
+)
+def test_what_excludes_each_other_is_refused_with_the_reason(overrides: Overrides, said: str) -> None:
+    with pytest.raises(PlanError) as error:
+        build_plan(MINIMUM, overrides, {})
+
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_models_file_names_the_models_and_is_kept(tmp_path: Path) -> None:
+    facts = _file(tmp_path, '{"x": {"capabilities": ["chat"], "size_mb": 5}, "y": {}}', "models.json")
+    plan_text = 'models = "models.json"\n[hosts]\na = "10.0.0.1"\n'
+
+    from_flag = build_plan(PlanDraft(hosts=HOSTS), Overrides(models_file=facts), {})
+    chosen = build_plan(PlanDraft(hosts=HOSTS), Overrides(models_file=facts, models=("y",)), {})
+    from_file = build_plan(load_plan(_file(tmp_path, plan_text)), Overrides(), {})
+
+    assert from_flag.models == from_file.models == ("x", "y")
+    assert from_flag.model_facts == from_file.model_facts
+    assert (chosen.models, len(chosen.model_facts)) == (("y",), 2)
+    assert from_flag.model_facts[0].size_bytes == 5_000_000
