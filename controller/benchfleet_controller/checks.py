@@ -1,10 +1,12 @@
 """What may make numbers mislead, with advice: one closed list of warnings over results and hosts. Pure.
 
-Rows are those of `store`: ``case_results`` and ``hosts_of_runs``. A missing key is an unknown, never an alarm.
+Rows are those of `results.results_of` and of `store`: ``hosts_of_runs`` and ``certificates``. A missing key is an
+unknown, never an alarm.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,11 @@ _FEW_ROUNDS = 3
 _BUSY_CLIENT_RATIO = 0.8
 _COALESCED_RATIO = 0.05
 _SWAP_GROWTH_BYTES = 64 * 1024 * 1024
+_LATE_RATIO = 0.01
+_RATE_RATIO = 0.95
+_CACHED_RATIO = 0.05
+_TTFT_ERROR_RATIO = 0.02
+_ITL_ERROR_RATIO = 0.05
 
 
 class Code(StrEnum):
@@ -40,6 +47,14 @@ class Code(StrEnum):
     CHUNKS_AND_TOKENS_DIFFER = "chunks_and_tokens_differ"
     NOT_STREAMED = "not_streamed"
     PROMPTS_CACHED = "prompts_cached"
+    PREFIX_CACHE_ALLOWED = "prefix_cache_allowed"
+    PROMPT_LENGTH_DIFFERS = "prompt_length_differs"
+    PAGE_CACHE_NOT_DROPPED = "page_cache_not_dropped"
+    REQUESTS_LATE = "requests_late"
+    RATE_NOT_REACHED = "rate_not_reached"
+    INSTRUMENT_COARSE = "instrument_coarse"
+    CERTIFICATE_MISSING = "certificate_missing"
+    INTERVAL_NOT_REACHED = "interval_not_reached"
     REMOTE_ENDPOINT = "remote_endpoint"
     READINGS_DROPPED = "readings_dropped"
     CLIENT_BUSY = "client_busy"
@@ -61,16 +76,40 @@ class Warned:
     advice: str
 
 
-def check(cases: Sequence[Row], hosts: Sequence[Row] = ()) -> tuple[Warned, ...]:
+def check(cases: Sequence[Row], hosts: Sequence[Row] = (), certificates: Sequence[Row] = ()) -> tuple[Warned, ...]:
     """All warnings, cases first, each once."""
-    found = [warned for case in cases if case.get("status") != "skipped" for warned in _of_case(case)]
+    several_prompt_sets = len({case.get("prompt_set") for case in cases}) > 1
+    found = [
+        warned for case in cases if case.get("status") != "skipped" for warned in _of_case(case, several_prompt_sets)
+    ]
+    found += [
+        Warned(
+            Code.CERTIFICATE_MISSING,
+            str(row.get("host")),
+            f"the agent could not measure its own time stamps: {row.get('failure_message') or row['failure_reason']}",
+            "how true its times are is not known: run again on a quieter machine",
+        )
+        for row in certificates
+        if row.get("failure_reason")
+    ]
     found += _of_hosts(hosts)
     return tuple(dict.fromkeys(found))
 
 
-def _of_case(case: Row) -> Iterator[Warned]:
-    subject = " / ".join(str(case[key]) for key in ("host", "runtime", "model", "device") if case.get(key))
-    if (case.get("concurrency") or 1) != 1:
+def load_shape(case: Row) -> str:
+    """How requests followed each other, for people: ``×4`` (so many at once) or ``5/s poisson``; empty: unknown."""
+    rate, concurrency = case.get("request_rate_per_s"), case.get("concurrency")
+    if rate is not None:
+        return f"{rate:g}/s {case.get('arrival') or ''}".rstrip()
+    return f"×{concurrency}" if concurrency else ""
+
+
+def _of_case(case: Row, several_prompt_sets: bool) -> Iterator[Warned]:
+    keys = ("host", "runtime", "model", "device", *(("prompt_set",) if several_prompt_sets else ()))
+    subject = " / ".join(str(case[key]) for key in keys if case.get(key))
+    if case.get("request_rate_per_s") is not None:
+        subject += f" / {load_shape(case)}"
+    elif (case.get("concurrency") or 1) != 1:
         subject += f" / concurrency {case['concurrency']}"
 
     def warn(code: Code, message: str, advice: str) -> Warned:
@@ -85,13 +124,16 @@ def _of_case(case: Row) -> Iterator[Warned]:
         )
     if requests > failed:
         yield from _of_sampling(case, requests - failed, warn)
+        yield from _of_load(case, requests, warn)
         yield from _of_tokens(case, warn)
+        yield from _of_prompts(case, warn)
+        yield from _of_instrument(case, warn)
     yield from _of_conditions(case, warn)
 
 
 def _of_sampling(case: Row, n: int, warn: Any) -> Iterator[Warned]:
     if (case.get("rounds") or 0) < _FEW_ROUNDS:
-        message = f"{case.get('rounds') or 0} counted rounds: no interval can be given"
+        message = f"{case.get('rounds') or 0} counted rounds: too few to tell how sure the values are"
         yield warn(Code.FEW_ROUNDS, message, f"use --rounds {_FEW_ROUNDS} or more; 10 tell small differences")
     if not stats.supports_percentile(n, 0.95):
         yield warn(
@@ -135,10 +177,83 @@ def _of_tokens(case: Row, warn: Any) -> Iterator[Warned]:
         message = f"{case['coalesced_ratio']:.0%} of the chunks arrived together with another: their gaps are not seen"
         advice = "trust TTFT and whole answers, not ITL or the decode rate; the server sends faster than it can be read"
         yield warn(Code.CHUNKS_COALESCED, message, advice)
+
+
+def _of_load(case: Row, requests: int, warn: Any) -> Iterator[Warned]:
+    """What was asked of the rounds and not had: an interval, a rate."""
+    wanted = case.get("interval_ratio")
+    widths = _widths(case)
+    if wanted and widths and (case.get("rounds") or 0) >= (case.get("maximum_rounds") or 1):
+        name, width = max(widths.items(), key=lambda item: item[1])
+        if width > wanted:
+            message = f"{name} is known to ±{width:.1%} after the most rounds allowed, not to ±{wanted:.1%}"
+            yield warn(Code.INTERVAL_NOT_REACHED, message, "allow more with --max-rounds, or longer ones")
+    rate, latency = case.get("request_rate_per_s"), case.get("e2e_avg_s")
+    late = case.get("lateness_avg_s")
+    if late is not None and latency and late > _LATE_RATIO * latency:
+        message = f"requests went out {_ms(late)} late on average, {late / latency:.1%} of the mean latency"
+        advice = "users would have waited that much longer: allow more in flight with --concurrency or lower the rate"
+        yield warn(Code.REQUESTS_LATE, message, advice)
+    answered = case.get("requests_per_s")
+    if rate and answered is not None and latency is not None and requests:
+        # A round ends with its last answer, which no arrival pays for; Poisson arrivals come in chance numbers.
+        usual = rate / (1 + rate * (case.get("rounds") or 1) * latency / requests)
+        chance = 2 / math.sqrt(requests) if case.get("arrival") == "poisson" else 0.0
+        if answered < min(_RATE_RATIO, 1 - chance) * usual:
+            message = f"{answered:.3g} of {rate:g} requests/s were answered"
+            advice = "more than the runtime can take: its latency grows as long as the round lasts; lower the rate"
+            yield warn(Code.RATE_NOT_REACHED, message, advice)
+
+
+def _of_prompts(case: Row, warn: Any) -> Iterator[Warned]:
     cached, prompt = case.get("cached_prompt_tokens") or 0, case.get("prompt_tokens") or 0
     if cached:
         message = f"{cached} of {prompt} prompt tokens came from a prefix cache: TTFT and prefill look better"
         yield warn(Code.PROMPTS_CACHED, message, "use prompts without a common beginning or switch the cache off")
+    if case.get("prefix_cache") == "allowed":
+        message = "prompts went as they are: a prefix cache may have spared the runtime their prefill"
+        advice = "read TTFT as that of repeated prompts, or use --prefix-cache defeat"
+        yield warn(Code.PREFIX_CACHE_ALLOWED, message, advice)
+    asked, least, most = (case.get(key) for key in ("prompt_token_count", "prompt_tokens_min", "prompt_tokens_max"))
+    if asked and least is not None and most is not None and (least, most) != (asked, asked):
+        counted = f"{least}" if least == most else f"{least} to {most}"
+        message = f"prompts of {asked} tokens were asked for, the server counted {counted}"
+        yield warn(Code.PROMPT_LENGTH_DIFFERS, message, "name results by the counted length")
+    if case.get("page_cache") == "dropped" and "page_cache_ratio" in case:
+        held = case["page_cache_ratio"]
+        if held is None or held > _CACHED_RATIO:
+            known = "it is not known how much" if held is None else f"{held:.0%}"
+            message = (
+                f"{known} of the model's files was in memory when the load began, although they were to be dropped"
+            )
+            yield warn(Code.PAGE_CACHE_NOT_DROPPED, message, "do not call the load time cold")
+
+
+def _of_instrument(case: Row, warn: Any) -> Iterator[Warned]:
+    pairs = (("TTFT", "ttft", _TTFT_ERROR_RATIO), ("ITL", "itl", _ITL_ERROR_RATIO))
+    for name, key, most in pairs:
+        error, value = case.get(f"{key}_error_s"), case.get(f"{key}_p50_s")
+        if error is not None and value and error > most * value:
+            message = f"the agent's stamps are coarse here: {name} p50 is known to ±{_ms(error)} ({error / value:.1%})"
+            advice = "trust no smaller difference; close other programs and run again"
+            yield warn(Code.INSTRUMENT_COARSE, message, advice)
+
+
+def _widths(case: Row) -> dict[str, float]:
+    """Relative half widths of the intervals that decide when rounds are enough, by name for people."""
+    found = {}
+    for name, key in (("TTFT", "ttft_avg_s"), ("decode rate", "decode_tokens_per_s"), ("latency", "e2e_avg_s")):
+        ends = (case.get("intervals") or {}).get(key)
+        width = stats.relative_half_width(stats.Interval(*ends), case.get(key)) if ends else None
+        if width is not None:
+            found[name] = width
+    if len(found) > 1:
+        found.pop("latency", None)  # it decides only where nothing is streamed
+    return found
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _of_conditions(case: Row, warn: Any) -> Iterator[Warned]:

@@ -211,37 +211,73 @@ def _cancel(cancel: argparse.ArgumentParser) -> None:
 
 def _show(show: argparse.ArgumentParser) -> None:
     show.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
+    _add_goodput(show)
+    show.add_argument("--lifecycle", action="store_true", help="cold and warm: loads, pauses, memory at each stage")
+    show.add_argument("--outliers", action="store_true", help="requests out of the ordinary, and why")
     _add_format(show)
 
 
 def _compare(compare: argparse.ArgumentParser) -> None:
     compare.epilog = (
-        "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD"
+        "examples:\n  benchfleet compare last --by host --baseline one-core\n  benchfleet compare NEW --baseline OLD\n"
+        "  benchfleet compare last --by host,device --where model=smollm2-135m\n"
+        "  benchfleet compare last --by host --answers\n"
+        "  benchfleet compare last --baseline main --fail-on-regression 5%\n"
+        "exit codes of the gate: 0 same or better, 3 worse, 5 nobody knows (too few rounds, or not comparable)."
     )
     compare.formatter_class = argparse.RawDescriptionHelpFormatter
     compare.add_argument("run", nargs="*", metavar="RUN", help=f"{_RUN_HELP}; several are put together (default last)")
     compare.add_argument(
         "--by",
-        choices=("host", "device", "model", "runtime", "case"),
         default="host",
-        help="what to compare (default host)",
+        metavar="WHAT",
+        help="host, device, model, runtime, run or case, or several with commas (default host)",
     )
     compare.add_argument(
-        "--baseline", metavar="X", help="the group (or run) others are compared with (default: the first)"
+        "--baseline",
+        metavar="X",
+        help="the group, run, named baseline or baseline file others are compared with (default: the first group)",
     )
+    compare.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only cases such as device=gpu; repeat for more",
+    )
+    compare.add_argument("--answers", action="store_true", help="are the answers the same, and where do they part")
     compare.add_argument(
         "--metric", action="append", default=[], metavar="M", help="only these metrics; repeat for more"
     )
     compare.add_argument(
-        "--fail-on-regression", metavar="PCT", help="exit with 3 when something is worse by more than PCT"
+        "--fail-on-regression",
+        metavar="PCT",
+        help="exit with 3 when something is surely worse by more than PCT, with 5 when that cannot be told",
     )
     _add_format(compare)
+
+
+def _baseline(baseline: argparse.ArgumentParser) -> None:
+    baseline.epilog = (
+        "examples:\n"
+        "  benchfleet baseline set main last         the last run is what later ones are held against\n"
+        "  benchfleet baseline export main -o main.json      fit for version control\n"
+        "  benchfleet baseline import main.json\n"
+        "  benchfleet compare last --baseline main --fail-on-regression 5%"
+    )
+    baseline.formatter_class = argparse.RawDescriptionHelpFormatter
+    baseline.add_argument("action", choices=("set", "list", "export", "import"), help="what to do")
+    baseline.add_argument("name", nargs="?", metavar="NAME", help="the baseline's name; for import: the file")
+    baseline.add_argument("what", nargs="?", metavar="RUN", help=f"for set: {_RUN_HELP} (default last)")
+    baseline.add_argument("-o", "--output", type=_path, metavar="FILE", help="for export: where to (default stdout)")
+    _add_format(baseline)
 
 
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
     report.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="ends in .md, .csv or .json")
     report.add_argument("--force", action="store_true", help="overwrite an existing file")
+    _add_goodput(report)
 
 
 def _hosts(hosts: argparse.ArgumentParser) -> None:
@@ -254,6 +290,14 @@ def _some_hosts(command: argparse.ArgumentParser) -> None:
     command.add_argument("host", nargs="+", metavar="HOST", help=_HOST_HELP)
     _add_inventory(command)
     _add_format(command)
+
+
+def _add_goodput(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--goodput",
+        metavar="LIMITS",
+        help="count requests within limits, such as ttft=0.5,tpot=0.05 (default: the plan's)",
+    )
 
 
 def _add_format(command: argparse.ArgumentParser) -> None:
@@ -277,7 +321,8 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
     "show": ("answers:show", "one run's results, a line a case", _show),
     "collect": ("running:collect", "fetch what hosts still hold, e.g. after Ctrl-C", _collect),
     "cancel": ("running:cancel", "end a run's jobs on their hosts and fetch what they have", _cancel),
-    "compare": ("answers:compare_command", "which is better, by how much, how sure", _compare),
+    "compare": ("comparing:compare_command", "which is better, by how much, how sure", _compare),
+    "baseline": ("baselines:baseline", "named results that later runs are compared with", _baseline),
     "report": ("answers:report", "write a run's report to a file", _report),
     "hosts": ("hosts:hosts", "known hosts, and whether they answer", _hosts),
     "models": ("hosts:models", "what a host can serve", _some_hosts),

@@ -4,11 +4,15 @@ Only like is compared with like: cases are grouped by everything that is not com
 device, runtime, and the conditions: prompt set, concurrency, max_tokens, …); inside each such stratum every group is
 set against the baseline. Where nothing of the baseline ran under the same conditions, that is said with what differs.
 
-The interval is a bootstrap over rounds (`stats.ratio_interval`) around the ratio of the two results.
+The interval is a bootstrap over rounds (`stats.ratio_interval`) around the ratio of the two results; a metric with one
+value a case has its cases in the place of rounds. A rank test over the same values, corrected for the number of
+comparisons, must agree wherever there are rounds enough for it to be able to.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +30,8 @@ Row = Mapping[str, Any]
 THRESHOLD = 0.03
 """Smaller differences are called the same: 3 %, about what two runs of one case differ by on a quiet machine."""
 FEWEST_ROUNDS = 3
+SIGNIFICANCE = 0.05
+MOST_ROUNDS_ADVISED = 1000
 
 _DIMENSIONS = {
     "host": "host",
@@ -70,6 +76,9 @@ class Verdict(StrEnum):
     NOT_COMPARABLE = "not_comparable"
 
 
+_DECIDED = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.DIFFERENT})
+
+
 @dataclass(frozen=True, slots=True)
 class Rounds:
     """A case's metric by round: arrays of equal length (NaN: unmeasured) and what each value weighs."""
@@ -100,6 +109,16 @@ class Compared:
     """Why inconclusive or not comparable; empty otherwise."""
     flags: tuple[str, ...]
     """Conditions that differ from the baseline's but do not forbid the comparison."""
+    baseline_rounds: int = 0
+    p_value: float | None = None
+    """Of a rank test over rounds, corrected for the number of comparisons (Holm); None: nothing to test."""
+    more_rounds: int | None = None
+    """About how many rounds more on each side would decide, when inconclusive; None: cannot be said."""
+
+    @property
+    def detectable_ratio(self) -> float | None:
+        """The smallest difference these rounds can tell, as a share of the baseline: half the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +128,6 @@ class Comparison:
     by: tuple[str, ...]
     baseline: str
     rows: tuple[Compared, ...]
-
-    def regressions(self, percent: float) -> tuple[Compared, ...]:
-        """Rows found worse by more than ``percent`` of the baseline."""
-        return tuple(
-            row
-            for row in self.rows
-            if row.verdict is Verdict.WORSE and row.ratio is not None and abs(row.ratio - 1) * 100 > percent
-        )
 
 
 @dataclass(slots=True)
@@ -157,7 +168,7 @@ def compare(
                     against = groups.get(baseline)
                     why = "" if against else _nearest(groups[name], used, by, baseline)
                     found.append(_compared(groups[name], against, name, by, metric, rounds or {}, why))
-    return Comparison(by, baseline, tuple(found))
+    return Comparison(by, baseline, tuple(_tested(found)))
 
 
 def _compared(
@@ -173,6 +184,8 @@ def _compared(
     value = _value(group, metric)
     here = _rounds(group, metric_name, rounds)
     flags: tuple[str, ...] = ()
+    there = Rounds(np.empty(0), np.empty(0))
+    p_value: float | None = None
     ratio: float | None = None
     interval: stats.Interval | None = None
     verdict = Verdict.NOT_COMPARABLE
@@ -188,6 +201,7 @@ def _compared(
             ratio = stats.ratio(value, base)
             interval = _interval(here, there, ratio, f"{name}\0{metric_name}")
             verdict, why = _verdict(metric, ratio, interval, min(len(here.values), len(there.values)), (group, against))
+            p_value = stats.rank_test(here.values, there.values)
     return Compared(
         conditions=_conditions(group.cases[0], by),
         group=name,
@@ -202,7 +216,43 @@ def _compared(
         verdict=verdict,
         why=why,
         flags=flags,
+        baseline_rounds=len(there.values),
+        p_value=p_value,
     )
+
+
+def _tested(rows: list[Compared]) -> list[Compared]:
+    """The rows with p-values corrected for their number; a verdict that the rank test denies is withdrawn."""
+    tested = [row for row in rows if row.p_value is not None]
+    corrected = dict(zip(map(id, tested), stats.holm([row.p_value or 0.0 for row in tested]), strict=True))
+    found = []
+    for row in rows:
+        p_value, verdict, why = corrected.get(id(row)), row.verdict, row.why
+        able = len(tested) * stats.smallest_p(row.rounds, row.baseline_rounds) < SIGNIFICANCE
+        if p_value is not None and p_value >= SIGNIFICANCE and able and verdict in _DECIDED:
+            verdict = Verdict.INCONCLUSIVE
+            why = f"a rank test over the rounds does not agree (p = {p_value:.2g}, of {len(tested)} comparisons)"
+        judged = dataclasses.replace(row, p_value=p_value, verdict=verdict, why=why)
+        found.append(dataclasses.replace(judged, more_rounds=_more_rounds(judged)))
+    return [dataclasses.replace(row, why=_with_advice(row)) for row in found]
+
+
+def _more_rounds(row: Compared) -> int | None:
+    """How many rounds would narrow the interval (by √n) until it leaves the threshold on one side or the other."""
+    if row.verdict is not Verdict.INCONCLUSIVE or row.ratio is None or row.detectable_ratio is None or not row.rounds:
+        return None
+    room = abs(abs(row.ratio - 1) - THRESHOLD)
+    rounds = min(row.rounds, row.baseline_rounds)
+    if room == 0:
+        return None
+    more = math.ceil(rounds * (row.detectable_ratio / room) ** 2) - rounds
+    return max(1, more, FEWEST_ROUNDS - rounds) if more <= MOST_ROUNDS_ADVISED else None
+
+
+def _with_advice(row: Compared) -> str:
+    if row.more_rounds is None or not row.why:
+        return row.why
+    return f"{row.why}; about {row.more_rounds} more round{'s'[: row.more_rounds > 1]} on each side would decide"
 
 
 def _verdict(
@@ -214,8 +264,8 @@ def _verdict(
 ) -> tuple[Verdict, str]:
     if ratio is None:
         return Verdict.INCONCLUSIVE, "the baseline is 0"
-    if metric.by_round is None:
-        return Verdict.INCONCLUSIVE, "one value a case: no telling how much it varies"
+    if metric.by_round is None and fewest < FEWEST_ROUNDS:
+        return Verdict.INCONCLUSIVE, f"one value a case: {FEWEST_ROUNDS} runs on each side are needed"
     if metric.quantile is not None and not all(
         stats.supports_percentile(sum(_n(row, metric) for row in side.cases), metric.quantile) for side in sides
     ):
@@ -229,7 +279,7 @@ def _verdict(
             return Verdict.DIFFERENT, ""
         improved = (ratio < 1) == (metric.better is registry.Better.LOWER)
         return (Verdict.BETTER if improved else Verdict.WORSE), ""
-    return Verdict.INCONCLUSIVE, f"the interval reaches over the {THRESHOLD:.0%} threshold: more rounds would tell"
+    return Verdict.INCONCLUSIVE, f"the interval reaches over the {THRESHOLD:.0%} threshold"
 
 
 def _interval(here: Rounds, there: Rounds, ratio: float | None, name: str) -> stats.Interval | None:
@@ -258,6 +308,9 @@ def _n(row: Row, metric: registry.CaseMetric) -> int:
 
 
 def _rounds(group: _Group, metric: str, rounds: Mapping[tuple[str, str], Rounds]) -> Rounds:
+    if registry.BY_NAME[metric].by_round is None:
+        each = np.array([row[metric] for row in group.cases if row.get(metric) is not None], float)
+        return Rounds(each, np.ones(len(each)))
     found = [r for row in group.cases if (r := rounds.get((metric, row["case_id"]))) is not None]
     values = np.concatenate([r.values for r in found]) if found else np.empty(0)
     weights = np.concatenate([r.weights for r in found]) if found else np.empty(0)
@@ -314,7 +367,9 @@ def _name(row: Row, by: tuple[str, ...]) -> str:
 def _case_name(row: Row) -> str:
     """What a case is, for people; unique within a run."""
     what = [row.get("host"), row.get("model"), row.get("device") or row.get("device_asked"), row.get("prompt_set")]
-    return " ".join([*(str(part) for part in what if part), f"×{row.get('concurrency')}"])
+    rate = row.get("request_rate_per_s")
+    load = f"×{row.get('concurrency')}" if rate is None else f"{rate:g}/s ×{row.get('concurrency')}"
+    return " ".join([*(str(part) for part in what if part), load])
 
 
 def _stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:
@@ -328,7 +383,7 @@ def _conditions(row: Row, by: tuple[str, ...]) -> dict[str, Any]:
     if "case" in by:
         return {}
     shown = [one for one in ("host", "model", "device", "runtime") if one not in by]
-    return {name: row.get(name) for name in (*shown, "prompt_set", "concurrency", "max_tokens")}
+    return {name: row.get(name) for name in (*shown, "prompt_set", "concurrency", "request_rate_per_s", "max_tokens")}
 
 
 def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from benchfleet.v1 import event_pb2
+from benchfleet.v1 import event_pb2, job_pb2
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -23,9 +23,13 @@ class HostProgress:
 
     cases: int = 0
     case: int = 0
-    rounds: int = 0
+    planned: dict[str, str] = field(default_factory=dict)
+    """By case: how many rounds there will be, as said after a round's number."""
+    of: str = ""
     round: int = 0
-    warmup: bool = False
+    kind: str = ""
+    not_rounds: int = 0
+    """Rounds so far that are none to people: those that find the length of prompts."""
     requests: int = 0
     model: str = ""
     text: str = "waiting"
@@ -37,11 +41,15 @@ class HostProgress:
         if kind == "job_started":
             spec = event.job_started.spec
             self.cases = len(spec.cases)
-            self.rounds = max((case.round_count + case.warmup_round_count for case in spec.cases), default=0)
+            self.planned = {case.case_id: _planned(case) for case in spec.cases}
             self.text = "accepted"
+        elif kind == "certificate_recorded":
+            self.text = _certificate(event.certificate_recorded)
+            return True
         elif kind == "case_started":
             started = event.case_started
-            self.case, self.round, self.requests = self.case + 1, 0, 0
+            self.case, self.not_rounds = self.case + 1, 0
+            self.of = self.planned.get(started.case_id, "")
             self.model = started.model.variant
             self.text = f"{self._case}: {self.model or 'no such model'}"
             return True
@@ -55,15 +63,17 @@ class HostProgress:
             self.text = f"{self.model or 'the model'} loaded in {seconds:.1f} s"
             return True
         elif kind == "round_started":
-            self.round, self.warmup = event.round_started.round_index + 1, event.round_started.warmup
-            self.requests = 0
+            begun = event.round_started
+            self.kind = begun.kind or ("warmup" if begun.warmup else "counted")
+            self.not_rounds += self.kind == "calibration"
+            self.round, self.requests = begun.round_index + 1 - self.not_rounds, 0
             self._say_round()
         elif kind == "request_finished":
             self.requests += 1
             self._say_round()
         elif kind == "round_finished":
             self._say_round()
-            return True
+            return self.kind != "calibration"
         elif kind == "case_finished":
             finished = event.case_finished
             why = f": {finished.failure.message}" if finished.HasField("failure") else ""
@@ -77,14 +87,34 @@ class HostProgress:
         return False
 
     def _say_round(self) -> None:
-        kind = "warm-up round" if self.warmup else "round"
-        of = f"/{self.rounds}" if self.rounds else ""
-        self.text = f"{self._case} {kind} {self.round}{of}, {self.requests} requests"
+        if self.kind == "calibration":
+            self.text = f"{self._case} checking prompt lengths"
+        elif self.kind == "idle":
+            self.text = f"{self._case} request after the pause"
+        else:
+            kind = "warm-up round" if self.kind == "warmup" else "round"
+            self.text = f"{self._case} {kind} {self.round}{self.of}, {self.requests} requests"
 
     @property
     def _case(self) -> str:
         """Which case; its number is unknown when the events before it were fetched earlier (`benchfleet collect`)."""
         return f"case {self.case}/{self.cases}" if self.cases else "case"
+
+
+def _certificate(recorded: event_pb2.CertificateRecorded) -> str:
+    if recorded.HasField("failure"):
+        return f"its time stamps could not be checked: {recorded.failure.message}"
+    error_ms = recorded.ttft_error_p99_ns / 1e6
+    return (
+        f"checked its time stamps: first tokens are known to ±{error_ms:.3g} ms with {recorded.concurrency} in flight"
+    )
+
+
+def _planned(case: job_pb2.CaseSpec) -> str:
+    """``/4`` where the number of rounds, warm-up ones included, is fixed; else the most there may be."""
+    most = max(case.round_count, case.stop.maximum_round_count)
+    text = "/{}" if most == case.round_count else " (at most {})"
+    return text.format(case.warmup_round_count + most)
 
 
 class Progress:

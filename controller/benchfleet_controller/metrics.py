@@ -20,11 +20,12 @@ class Source(StrEnum):
 
     REQUESTS = "requests"
     ROUNDS = "rounds"
+    SAMPLES = "samples"
 
 
 @dataclass(frozen=True, slots=True)
 class ByRound:
-    """How one round's value is computed: SQL aggregates over the round's ok requests (or the round itself)."""
+    """How one round's value is computed: SQL aggregates over its ok requests, the round itself, or its readings."""
 
     table: Source
     value: str
@@ -180,7 +181,15 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "idle_ttft_s", "s", _LOWER, "First token after a pause (s)", ".3f", "TTFT of the request after the pause"
     ),
     CaseMetric("unload_s", "s", _LOWER, "Unload (s)", ".2f", "duration of the runtime's unload call"),
-    CaseMetric("ram_peak_bytes", "bytes", _LOWER, "RAM peak", "bytes", "largest resident memory of the runtime"),
+    CaseMetric(
+        "ram_peak_bytes",
+        "bytes",
+        _LOWER,
+        "RAM peak",
+        "bytes",
+        "largest resident memory of the runtime",
+        by_round=ByRound(Source.SAMPLES, "max(runtime_rss_bytes)", "1.0"),
+    ),
     CaseMetric(
         "vram_peak_bytes",
         "bytes",

@@ -2,11 +2,12 @@
 
 Run it as a process of its own (``python openai_server.py [--port N]``); its first line is ``{"port": N}``.
 A request's script is its last message's content from the first brace on when that is a JSON object of `Script`'s
-fields; else the default.
+fields; else the default. ``POST /scripts`` with a JSON list of such objects sets the defaults: each request takes the
+next, the last stays; what a request carries itself overrides it field by field.
 Chunks leave on an absolute schedule, counted from the moment the request was read. ``GET /truth`` returns, and
 forgets, one entry per finished request: ``tag``, ``body`` (without messages), ``prefix`` (text before the script),
-``connection`` (number), ``received_ns`` and ``steps`` [[label, ns], …], stamped with ``time.perf_counter_ns()`` just before each send: the
-same clock as every other process on the machine. Standard library only.
+``connection`` (number), ``received_ns`` and ``steps`` [[label, ns], …], stamped with ``time.perf_counter_ns()`` just
+before each send: the same clock as every other process on the machine. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import struct
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,6 +240,8 @@ class Server:
     listener: socket.socket
     truth: list[dict[str, Any]] = field(default_factory=list)
     connections: itertools.count[int] = field(default_factory=itertools.count)
+    defaults: deque[Script] = field(default_factory=deque)
+    default: Script = Script()
 
     def serve(self) -> None:
         """Accept for ever."""
@@ -254,8 +258,16 @@ class Server:
                 method, path, body, pending = request
                 if method == "GET":
                     answer_json(connection, self._take_truth() if path == "/truth" else {"object": "list", "data": []})
+                elif path == "/scripts":
+                    self.defaults = deque(dataclasses.replace(Script(), **fields) for fields in body)
+                    answer_json(connection, {})
                 elif not self._answer(connection, number, body):
                     return
+
+    def _next_default(self) -> Script:
+        with contextlib.suppress(IndexError):
+            self.default = self.defaults.popleft()
+        return self.default
 
     def _take_truth(self) -> list[dict[str, Any]]:
         taken, self.truth = self.truth, []
@@ -264,7 +276,7 @@ class Server:
     def _answer(self, connection: socket.socket, number: int, body: dict[str, Any]) -> bool:
         """Play the script; False when the connection is not to be used again."""
         received_ns = time.perf_counter_ns()
-        script = read_script(body)
+        script = read_script(body, self._next_default())
         if script.end == "drop":
             return False
         if script.end == "garbage":
@@ -303,7 +315,7 @@ def play(connection: socket.socket, steps: list[Step], origin_ns: int, stamps: l
         stamps.extend([(step.label, stamp_ns)] * step.times)
 
 
-def read_request(connection: socket.socket, data: bytes) -> tuple[str, str, dict[str, Any], bytes] | None:
+def read_request(connection: socket.socket, data: bytes) -> tuple[str, str, Any, bytes] | None:
     """The next request: method, path, JSON body and what was read beyond it; None at the end of the connection."""
     while b"\r\n\r\n" not in data:
         part = connection.recv(65536)
@@ -330,15 +342,15 @@ def split_content(body: dict[str, Any]) -> tuple[str, str]:
     return content[:start], content[start:]
 
 
-def read_script(body: dict[str, Any]) -> Script:
-    """The script a request carries."""
+def read_script(body: dict[str, Any], default: Script) -> Script:
+    """The default with what the request carries."""
     try:
         fields = json.loads(split_content(body)[1])
     except (ValueError, TypeError):
         fields = {}
     if not isinstance(fields, dict):
         fields = {}
-    return dataclasses.replace(Script(), **fields)
+    return dataclasses.replace(default, **fields)
 
 
 def answer_json(connection: socket.socket, document: object) -> None:

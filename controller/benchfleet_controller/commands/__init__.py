@@ -10,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
+from benchfleet_controller.baseline import BaselineError
 from benchfleet_controller.campaign import Refused
 from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import InventoryError, load_inventory, resolve_hosts
@@ -27,7 +28,7 @@ class UsageError(Exception):
 
 
 KNOWN_ERRORS = (
-    UsageError, PlanError, PromptError, InventoryError, StoreError, ReportError, Refused, HostProblem,
+    UsageError, BaselineError, PlanError, PromptError, InventoryError, StoreError, ReportError, Refused, HostProblem,
 )  # fmt: skip
 """Errors that are told in a line, without a traceback."""
 

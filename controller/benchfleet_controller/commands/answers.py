@@ -1,4 +1,4 @@
-"""Answers from the database: runs, show, compare, report."""
+"""Answers from the database: runs, show, report."""
 
 from __future__ import annotations
 
@@ -6,26 +6,35 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from benchfleet_controller import metrics as registry
-from benchfleet_controller.checks import Warned, check
+from benchfleet_controller.capacity import Limits
+from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
-from benchfleet_controller.compare import Compared, Comparison, Rounds, Verdict, compare
+from benchfleet_controller.commands.comparing import comparison_of
 from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
     ReportData,
+    case_document,
     clean,
-    comparison_rows,
-    human,
     render_table,
     to_json,
     write_report,
 )
+from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
+from benchfleet_controller.report.sections import (
+    LIFECYCLE_COLUMNS,
+    certificate_section,
+    lifecycle_rows,
+    lifecycle_sections,
+    limits_text,
+)
+from benchfleet_controller.report.sweeps import sweep_section, sweeps_of
+from benchfleet_controller.results import TABLE_INTERVALS, results_of
 from benchfleet_controller.store import Row, Store
 
-EXIT_DONE, EXIT_CASE_FAILED, EXIT_REGRESSION = 0, 1, 3
+EXIT_DONE, EXIT_CASE_FAILED = 0, 1
 
 _SHOWN = tuple(
     Column(*pair)
@@ -33,7 +42,7 @@ _SHOWN = tuple(
         ("host", "Host"),
         ("model", "Model"),
         ("device", "Device"),
-        ("concurrency", "Conc."),
+        ("load", "Load"),
         ("status", "Status"),
         ("rounds", "Rounds"),
         ("requests", "Requests"),
@@ -75,23 +84,89 @@ def show(options: argparse.Namespace) -> int:
     """One run's results."""
     store = store_of(options)
     run_id = store.resolve_run(options.run)
-    cases = store.case_results([run_id])
-    if options.format in ("json", "csv"):
-        sys.stdout.write(render_table(cases, CASE_COLUMNS, options.format))
+    if options.lifecycle:
+        sys.stdout.write(lifecycle_text(store, run_id, options.format))
     else:
-        sys.stdout.write(results_text(cases, store.hosts_of_runs([run_id]), options.format))
+        sys.stdout.write(run_text(store, run_id, options.format, options.goodput))
     return EXIT_DONE
+
+
+def run_text(store: Store, run_id: str, style: str, goodput: str | None = None) -> str:
+    """A run's results in one of `report.FORMATS`; ``goodput`` wins over the plan's limits. Raises `UsageError`."""
+    if style == "csv":
+        return render_table(store.case_results([run_id]), CASE_COLUMNS, style)
+    run = store.run(run_id)
+    limits = limits_of(run, goodput)
+    if style == "json":
+        return to_json([case_document(case) for case in results_of(store, [run_id], limits)])
+    cases = results_of(store, [run_id], limits, TABLE_INTERVALS)
+    certificates = store.certificates([run_id])
+    instrument = certificate_section(certificates, cases, asked=(run["plan"] or {}).get("certificate"))
+    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases)), *([instrument] if instrument else [])]
+    return "\n".join(
+        part
+        for part in (
+            _table_text(cases, style),
+            *(section.text(style) for section in sections),
+            warnings_text(check(cases, store.hosts_of_runs([run_id]), certificates)),
+        )
+        if part
+    )
 
 
 def results_text(cases: Sequence[Row], hosts: Sequence[Row], style: str) -> str:
     """A run for people: the table, what failed, what may mislead."""
-    parts = [render_table(cases, _SHOWN, style)]
-    parts += [
-        clean(f"{case['host']} {case['model']}: {case['status']} ({case['reason']}): {case['message'] or ''}") + "\n"
+    return _table_text(cases, style) + warnings_text(check(cases, hosts))
+
+
+def _table_text(cases: Sequence[Row], style: str) -> str:
+    rows = [case_for_people(case) for case in cases]
+    place = [column.name for column in _SHOWN].index("load")
+    rates = [column.name for column in _SHOWN].index("decode_tokens_per_s") + 1
+    columns = (
+        *_SHOWN[:place],
+        *prompt_set_column(cases),
+        *_SHOWN[place:rates],
+        *goodput_columns(cases),
+        *_SHOWN[rates:],
+    )
+    notes = notes_of(rows, columns)
+    notes += [limits_text(case["goodput"]["limits"]) for case in cases if case.get("goodput")][:1]
+    failures = [
+        clean(f"{_what(case)}: {case['status']} ({case['reason']}): {case['message'] or ''}") + "\n"
         for case in cases
         if case["reason"]
     ]
-    return "".join(parts) + warnings_text(check(cases, hosts))
+    parts = [render_table(rows, columns, style), " ".join(notes) + "\n" if notes else "", "".join(failures)]
+    # In Markdown a line right below a table would be a row of it.
+    return ("\n" if style == "md" else "").join(part for part in parts if part)
+
+
+def _what(case: Row) -> str:
+    shape = load_shape(case)
+    return f"{case['host']} {case['model']}" + (f" {shape}" if shape != "×1" else "")
+
+
+def lifecycle_text(store: Store, run_id: str, style: str) -> str:
+    """Cold and warm times of a run's cases, and the memory of each stage."""
+    cases, stages = store.case_results([run_id], itl=False), store.case_stages([run_id])
+    if style in ("json", "csv"):
+        return render_table(lifecycle_rows(cases, stages), LIFECYCLE_COLUMNS, style)
+    sections = lifecycle_sections(cases, stages)
+    if not sections:
+        return "nothing is known of loads, pauses and memory in this run\n"
+    return "\n".join(section.text(style) for section in sections)
+
+
+def limits_of(run: Row, text: str | None) -> Limits | None:
+    """Limits a good request keeps: those of the option, else those of the run's plan. Raises `UsageError`."""
+    text = text if text is not None else (run.get("plan") or {}).get("goodput")
+    if text is None:
+        return None
+    try:
+        return Limits.parse(text)
+    except ValueError as error:
+        raise UsageError(f"--goodput: {error}") from None
 
 
 def warnings_text(warnings: Sequence[Warned]) -> str:
@@ -105,131 +180,32 @@ def warnings_text(warnings: Sequence[Warned]) -> str:
     )
 
 
-def comparison_of(
-    store: Store, run_ids: Sequence[str], by: tuple[str, ...], baseline: str | None, metrics: Sequence[str]
-) -> Comparison:
-    """Compare the cases of runs; reads the values by round that intervals need."""
-    cases = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
-    rounds: dict[tuple[str, str], Rounds] = {}
-    for name in metrics:
-        if registry.BY_NAME[name].by_round is None:
-            continue
-        values = store.round_values(name, run_ids)
-        for case_id in {*values.case_id.tolist()}:
-            mine = values.case_id == case_id
-            rounds[name, case_id] = Rounds(values.value[mine], values.weight[mine])
-    return compare(cases, by, baseline, metrics, rounds)
-
-
-def comparison_text(comparison: Comparison, style: str = "table") -> str:
-    """A comparison for people: what all rows share in a line above, then a row a metric and group."""
-    conditions = [row.conditions for row in comparison.rows]
-    varying = [name for name in (conditions[0] if conditions else ()) if len({str(c[name]) for c in conditions}) > 1]
-    shared = ", ".join(
-        f"{name} {value}" for name, value in (conditions[0] if conditions else {}).items() if name not in varying
-    )
-    rows = [_compared_for_people(row) for row in comparison.rows]
-    columns = [
-        *(Column(name, name.capitalize()) for name in varying),
-        Column("metric", "Metric"),
-        Column("group", comparison.by[0].capitalize()),
-        Column("value", "Value"),
-        Column("n", "n"),
-        Column("ratio", "Ratio"),
-        Column("interval", "95 % interval"),
-        Column("verdict", "Verdict"),
-    ]
-    head = f"By {' and '.join(comparison.by)}, against {clean(comparison.baseline)} ({clean(shared)}):\n"
-    flags = sorted({clean(f"note: {row.group}: {flag}") for row in comparison.rows for flag in row.flags})
-    return head + render_table(rows, columns, style) + "".join(f"{flag}\n" for flag in flags)
-
-
-def _compared_for_people(row: Compared) -> dict[str, Any]:
-    interval = "" if row.low is None or row.high is None else f"{row.low:.2f}–{row.high:.2f}"
-    return {
-        **row.conditions,
-        "group": row.group,
-        "metric": registry.BY_NAME[row.metric].label,
-        "value": human(row.metric, row.value),
-        "n": row.n,
-        "ratio": _ratio(1.0 if row.verdict is Verdict.BASELINE else row.ratio),
-        "interval": interval,
-        "verdict": row.verdict.value.replace("_", " ") + (f": {row.why}" if row.why else ""),
-    }
-
-
-def compare_command(options: argparse.Namespace) -> int:
-    """Which is better, by how much, how sure."""
-    store = store_of(options)
-    run_ids = [store.resolve_run(text) for text in options.run or ["last"]]
-    metrics = tuple(options.metric) or registry.DEFAULT_COMPARED
-    if unknown := [name for name in metrics if name not in registry.BY_NAME]:
-        raise UsageError(f"no metric {unknown[0]!r}; there are: {', '.join(registry.BY_NAME)}")
-    by: tuple[str, ...] = (options.by,)
-    baseline = options.baseline
-    if baseline is not None and (base_run := _run_named(store, baseline)):
-        by, baseline = ("run",), base_run
-        run_ids = list(dict.fromkeys([base_run, *run_ids]))
-    elif len(run_ids) > 1 and options.baseline is None:
-        by = ("run",)
-    try:
-        comparison = comparison_of(store, run_ids, by, baseline, metrics)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if options.format == "json":
-        sys.stdout.write(to_json(comparison_rows(comparison)))
-    elif options.format == "csv":
-        rows = comparison_rows(comparison)
-        sys.stdout.write(render_table(rows, list(rows[0]) if rows else [], "csv"))
-    else:
-        sys.stdout.write(comparison_text(comparison, options.format))
-    return _gate(comparison, options.fail_on_regression)
-
-
 def report(options: argparse.Namespace) -> int:
     """Write a run's report."""
     store = store_of(options)
     run_id = store.resolve_run(options.run)
-    write_report(options.output, report_data(store, run_id), force=options.force)
+    data = report_data(store, run_id, goodput=options.goodput)
+    write_report(options.output, data, force=options.force)
     print(options.output)
     return EXIT_DONE
 
 
-def report_data(store: Store, run_id: str, baseline: str | None = None) -> ReportData:
-    """Everything a report of a run says; hosts are compared when there are several, else models."""
-    cases, hosts = store.case_results([run_id]), store.hosts_of_runs([run_id])
+def report_data(store: Store, run_id: str, baseline: str | None = None, goodput: str | None = None) -> ReportData:
+    """Everything a report of a run says; hosts are compared when there are several, else models.
+
+    ``goodput`` wins over the plan's limits. Raises `UsageError` for limits that are none.
+    """
+    run, hosts, certificates = store.run(run_id), store.hosts_of_runs([run_id]), store.certificates([run_id])
+    cases = results_of(store, [run_id], limits_of(run, goodput))
     by = "host" if len({case["host"] for case in cases}) > 1 else "model"
     return ReportData(
-        run=store.run(run_id),
+        run=run,
         hosts=hosts,
         cases=cases,
         comparison=comparison_of(store, [run_id], (by,), baseline, registry.DEFAULT_COMPARED),
-        warnings=check(cases, hosts),
+        warnings=check(cases, hosts, certificates),
         answers=store.sample_answers(run_id),
         failures=store.failure_reasons([run_id]),
+        certificates=certificates,
+        stages=store.case_stages([run_id]),
     )
-
-
-def _run_named(store: Store, text: str) -> str | None:
-    """The run a baseline names (by id, name or the beginning of an id), if it names one rather than a group."""
-    rows = store.runs()
-    exact = [row.run_id for row in rows if text in (row.run_id, row.name)]
-    begun = [row.run_id for row in rows if len(text) >= 6 and row.run_id.startswith(text)]
-    return next(iter(exact or begun), None)
-
-
-def _gate(comparison: Comparison, percent: str | None) -> int:
-    if percent is None:
-        return EXIT_DONE
-    try:
-        limit = float(percent.rstrip("%"))
-    except ValueError:
-        raise UsageError(f"--fail-on-regression takes a percentage such as 5 or 5%, not {percent!r}") from None
-    worse = comparison.regressions(limit)
-    for row in worse:
-        print(f"regression: {row.group} {row.metric} is {_ratio(row.ratio)} × the baseline", file=sys.stderr)
-    return EXIT_REGRESSION if worse else EXIT_DONE
-
-
-def _ratio(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.2f}"

@@ -13,7 +13,8 @@ from typing import Any
 from benchfleet_controller import campaign as campaigns
 from benchfleet_controller.campaign import Campaign
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
-from benchfleet_controller.commands.answers import comparison_of, comparison_text, results_text
+from benchfleet_controller.commands.answers import run_text
+from benchfleet_controller.commands.comparing import comparison_of, comparison_text
 from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.levels import levels
@@ -22,7 +23,6 @@ from benchfleet_controller.metrics import DEFAULT_COMPARED
 from benchfleet_controller.plan import HostTarget, Plan
 from benchfleet_controller.plan_draft import Overrides, build_plan
 from benchfleet_controller.plan_file import load_plan
-from benchfleet_controller.report import CASE_COLUMNS, render_table
 from benchfleet_controller.store import Store
 
 EXIT_DONE, EXIT_CASE_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -131,11 +131,10 @@ def exit_code(campaign: Campaign, store: Store) -> int:
 
 def show_results(store: Store, run_id: str, style: str) -> None:
     """Print a run's results, and the comparison when there is something to compare."""
-    cases = store.case_results([run_id])
+    sys.stdout.write(run_text(store, run_id, style))
     if style in ("json", "csv"):
-        sys.stdout.write(render_table(cases, CASE_COLUMNS, style))
         return
-    sys.stdout.write(results_text(cases, store.hosts_of_runs([run_id]), style))
+    cases = store.case_results([run_id], itl=False)
     for dimension in ("host", "model", "device"):
         if len({case[dimension] for case in cases if case["status"] == "succeeded"}) > 1:
             comparison = comparison_of(store, [run_id], (dimension,), None, DEFAULT_COMPARED)

@@ -28,6 +28,12 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _ABSENT = "–"
 
 
+class Figure(str):
+    """A number already written for people, such as ``0.133 ±0.004``: shown as it is and aligned as a number."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a listing: the row's key (= JSON name) and its heading for people."""
@@ -77,10 +83,14 @@ def human(name: str, value: object) -> str:
         return _ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Figure):
+        return clean(value)
     if name in metrics.BY_NAME:
         return metrics.BY_NAME[name].human(value)
     if isinstance(value, int | float) and name.endswith("_bytes"):
         return metrics.human_bytes(value)
+    if isinstance(value, int | float) and name.endswith("_ratio"):
+        return f"{value:.0%}"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     if isinstance(value, float):
@@ -164,5 +174,5 @@ def _width(text: str) -> int:
 def _is_numeric(rows: Sequence[Row], name: str) -> bool:
     values = [row.get(name) for row in rows]
     return any(v is not None for v in values) and all(
-        v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values
+        v is None or (isinstance(v, int | float | Figure) and not isinstance(v, bool)) for v in values
     )

@@ -19,7 +19,7 @@ import benchfleet
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.plan import JobPlan, Plan
-from benchfleet_controller.store import ingest, queries
+from benchfleet_controller.store import exports, ingest, queries
 from benchfleet_controller.store.connection import (
     NoSuchRun,
     NotAStore,
@@ -31,13 +31,15 @@ from benchfleet_controller.store.connection import (
     StoreTooNew,
     opened,
 )
-from benchfleet_controller.store.queries import JobRow, KnownHost, RoundValues, Row, RunRow
+from benchfleet_controller.store.queries import JobRow, KnownHost, RequestTimes, RoundValues, Row, RunRow
+from benchfleet_controller.store.timeline import Timeline, read_timeline
 
 __all__ = [
     "JobRow",
     "KnownHost",
     "NoSuchRun",
     "NotAStore",
+    "RequestTimes",
     "RoundValues",
     "Row",
     "RunRow",
@@ -48,6 +50,7 @@ __all__ = [
     "StoreFull",
     "StoreMissing",
     "StoreTooNew",
+    "Timeline",
 ]
 
 _T = TypeVar("_T")
@@ -136,6 +139,16 @@ class Store:
 
         return self._write(change)
 
+    def set_baseline(self, name: str, run_id: str, cases: int, document: str) -> None:
+        """Keep a baseline under its name, in the place of an older one. Makes the file when there is none."""
+
+        def change(connection: _Connection) -> None:
+            connection.execute("DELETE FROM baselines WHERE name = ?", [name])
+            row = {"name": name, "run_id": run_id, "cases": cases, "document": document}
+            ingest.insert_rows(connection, "baselines", [row | {"set_at": datetime.now(UTC).isoformat()}])
+
+        self._write(change)
+
     def mark_released(self, job_id: str) -> None:
         """The agent was told to forget the job's events."""
         self._write(lambda c: c.execute("UPDATE jobs SET released = true WHERE job_id = ?", [job_id]).fetchall())
@@ -190,6 +203,35 @@ class Store:
         """A metric by counted round, for `compare`. Raises KeyError for a metric not in the registry."""
         return self._read(lambda connection: queries.round_values(connection, metric, run_ids))
 
+    def round_values_of(self, metrics: Iterable[str], run_ids: Sequence[str] | None = None) -> dict[str, RoundValues]:
+        """`round_values` of several metrics, in one look at the file."""
+        return self._read(lambda c: {metric: queries.round_values(c, metric, run_ids) for metric in metrics})
+
+    def request_times(self, case_ids: Sequence[str]) -> dict[str, RequestTimes]:
+        """Times of the counted requests of cases, by case; memory grows with their number."""
+        return self._read(lambda connection: queries.request_times(connection, case_ids))
+
+    def baselines(self) -> list[Row]:
+        """The baselines by name, without their documents."""
+        sql = "SELECT name, run_id, cases, set_at FROM baselines ORDER BY name"
+        return self._read(lambda connection: queries.rows(connection, sql))
+
+    def baseline(self, name: str) -> str:
+        """A baseline's document. Raises `NoSuchRun` naming those there are."""
+        found = self._read(lambda c: c.execute("SELECT document FROM baselines WHERE name = ?", [name]).fetchall())
+        if not found:
+            known = ", ".join(row["name"] for row in self.baselines()) or "none"
+            raise NoSuchRun(f"no baseline {name!r}; there are: {known} (`benchfleet baseline set NAME` makes one)")
+        return str(found[0][0])
+
+    def certificates(self, run_ids: Sequence[str]) -> list[Row]:
+        """How true the agents' time stamps were; times in seconds."""
+        return self._read(lambda connection: queries.certificates(connection, run_ids))
+
+    def case_stages(self, run_ids: Sequence[str]) -> list[Row]:
+        """What the runtimes held at each stage of their cases."""
+        return self._read(lambda connection: queries.case_stages(connection, run_ids))
+
     def hosts_of_runs(self, run_ids: Sequence[str]) -> list[Row]:
         """Fingerprints of the hosts of runs as they were then, one a job."""
         return self._read(lambda connection: queries.hosts_of_runs(connection, run_ids))
@@ -201,6 +243,14 @@ class Store:
     def failure_reasons(self, run_ids: Sequence[str]) -> list[Row]:
         """Failed counted requests by case and reason, with an example message."""
         return self._read(lambda connection: queries.failure_reasons(connection, run_ids))
+
+    def timeline(self, run_id: str) -> Timeline:
+        """Requests, readings and token arrivals of a run, thinned out for its charts."""
+        return self._read(lambda connection: read_timeline(connection, run_id))
+
+    def write_parquet(self, path: Path, run_ids: Sequence[str] | None = None) -> None:
+        """Write ``case_results`` of some runs (None: of all) as one Parquet file; an existing one is replaced."""
+        self._read(lambda connection: exports.write_parquet(connection, path, run_ids))
 
 
 def _take_first_event(

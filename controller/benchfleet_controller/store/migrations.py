@@ -27,6 +27,11 @@ def m002_measurement(connection: duckdb.DuckDBPyConnection) -> None:
     _declared(connection, 2)
 
 
+def m003_baselines(connection: duckdb.DuckDBPyConnection) -> None:
+    """Named baselines."""
+    _declared(connection, 3)
+
+
 def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:
     """What `schema` says came with a version."""
     for table in TABLES:
@@ -34,7 +39,11 @@ def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:
             connection.execute(script)
 
 
-MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_tables, m002_measurement)
+MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
+    m001_tables,
+    m002_measurement,
+    m003_baselines,
+)
 LATEST = len(MIGRATIONS)
 
 

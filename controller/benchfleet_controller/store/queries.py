@@ -82,6 +82,25 @@ class RoundValues:
     weight: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """Times of one case's requests, for quantile intervals and goodput: of the counted rounds that ended.
+
+    Arrays of equal length, one entry a request, round after round; NaN: unmeasured.
+    """
+
+    ok: npt.NDArray[np.bool_]
+    ttft_s: npt.NDArray[np.float64]
+    tpot_s: npt.NDArray[np.float64]
+    e2e_s: npt.NDArray[np.float64]
+    round_starts: npt.NDArray[np.int64]
+    """Where each round after the first begins."""
+
+    def by_round(self, name: str) -> list[npt.NDArray[np.float64]]:
+        """One of the times of the ok requests, an array a round; those of failed ones are NaN."""
+        return np.split(np.where(self.ok, getattr(self, name), np.nan), self.round_starts)
+
+
 _JOB_COLUMNS = ", ".join(JobRow.__dataclass_fields__)
 
 
@@ -191,6 +210,9 @@ def round_values(connection: duckdb.DuckDBPyConnection, metric: str, run_ids: Se
     if source.table is Source.REQUESTS:
         sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM request_metrics
             WHERE NOT warmup AND status = 'ok' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
+    elif source.table is Source.SAMPLES:
+        sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM samples
+            WHERE phase = 'round' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
     else:
         sql = f"""SELECT r.case_id, {source.value} AS value, {source.weight} AS weight FROM rounds r
             LEFT JOIN requests q USING (round_id)
@@ -202,6 +224,58 @@ def round_values(connection: duckdb.DuckDBPyConnection, metric: str, run_ids: Se
         np.ma.filled(np.ma.asarray(found["value"]).astype(np.float64), np.nan),
         np.ma.filled(np.ma.asarray(found["weight"]).astype(np.float64), 0.0),
     )
+
+
+def request_times(connection: duckdb.DuckDBPyConnection, case_ids: Sequence[str]) -> dict[str, RequestTimes]:
+    """Times of the requests of cases, by case; cases without any are left out. About 30 bytes a request."""
+    sql = """
+        WITH counted AS (
+          SELECT round_id, dense_rank() OVER (ORDER BY case_id) - 1 AS case_number,
+                 row_number() OVER (ORDER BY case_id, round_index) AS round_number
+          FROM rounds WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)))
+        SELECT case_number::INTEGER AS case_number, round_number::INTEGER AS round_number, status = 'ok' AS ok,
+               ttft_s, tpot_s, e2e_s
+        FROM request_metrics JOIN counted USING (round_id) WHERE case_id IN (SELECT unnest(?))
+        ORDER BY round_number"""
+    ended = """SELECT DISTINCT case_id FROM rounds
+        WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)) ORDER BY case_id"""
+    names = [row[0] for row in connection.execute(ended, [list(case_ids)]).fetchall()]
+    found = connection.execute(sql, [list(case_ids), list(case_ids)]).fetchnumpy()
+    times = {n: np.ma.filled(np.ma.asarray(found[n]).astype(np.float64), np.nan) for n in ("ttft_s", "tpot_s", "e2e_s")}
+    ok, rounds = np.asarray(found["ok"], np.bool_), np.asarray(found["round_number"])
+    edges = np.searchsorted(np.asarray(found["case_number"]), np.arange(len(names) + 1))
+    parts = {name: slice(edges[i], edges[i + 1]) for i, name in enumerate(names) if edges[i] < edges[i + 1]}
+    return {
+        name: RequestTimes(
+            ok=ok[part],
+            round_starts=np.flatnonzero(np.diff(rounds[part])) + 1,
+            **{time: values[part] for time, values in times.items()},
+        )
+        for name, part in parts.items()
+    }
+
+
+def certificates(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
+    """How true the time stamps of each job's agent were, a row a number of streams; times in seconds.
+
+    ``failure_reason`` and ``failure_message`` say why there is none; jobs that were not asked for one have no row.
+    """
+    sql = """SELECT j.host_name AS host, j.job_id, k.concurrency, k.request_count, k.token_count, k.token_rate_per_s,
+               k.stamp_source, k.ttft_error_p50_ns / 1e9 AS ttft_error_p50_s,
+               k.ttft_error_p99_ns / 1e9 AS ttft_error_p99_s, k.itl_error_p50_ns / 1e9 AS itl_error_p50_s,
+               k.itl_error_p99_ns / 1e9 AS itl_error_p99_s, k.stamp_error_p50_ns / 1e9 AS stamp_error_p50_s,
+               k.stamp_error_p99_ns / 1e9 AS stamp_error_p99_s, k.jitter_ns / 1e9 AS jitter_s,
+               k.server_lateness_p99_ns / 1e9 AS server_lateness_p99_s, k.cpu_per_token_ns / 1e9 AS cpu_per_token_s,
+               k.rss_bytes, k.duration_ns / 1e9 AS duration_s, k.failure_reason, k.failure_message
+        FROM certificates k JOIN jobs j USING (job_id) WHERE k.run_id IN (SELECT unnest(?))
+        ORDER BY k.run_id, host, k.job_id, k.concurrency"""
+    return rows(connection, sql, [list(run_ids)])
+
+
+def case_stages(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
+    """The view ``case_stages`` of some runs, each case's stages in the order they began."""
+    sql = "SELECT * FROM case_stages WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, case_id, start_ns, phase"
+    return rows(connection, sql, [list(run_ids)])
 
 
 def _of_runs(run_ids: Sequence[str] | None, column: str) -> tuple[str, list[Any]]:

@@ -312,5 +312,19 @@ failure_message VARCHAR the same for people
     since=2,
 )
 
-TABLES = (HOSTS, RUNS, JOBS, CASES, ROUNDS, REQUESTS, SAMPLES, CERTIFICATES)
+BASELINES = Table(
+    "baselines",
+    "Named results that later runs are compared with.",
+    _columns("""
+name VARCHAR what people call it
+run_id VARCHAR the run it was made of, which may be in another database
+cases INTEGER how many cases it holds
+document VARCHAR the baseline as JSON, as `benchfleet baseline export` writes it
+set_at TIMESTAMPTZ when it was set or imported
+"""),
+    "name",
+    since=3,
+)
+
+TABLES = (HOSTS, RUNS, JOBS, CASES, ROUNDS, REQUESTS, SAMPLES, CERTIFICATES, BASELINES)
 BY_NAME = {table.name: table for table in TABLES}

@@ -17,6 +17,7 @@ def test_a_valid_spec_becomes_an_order_with_default_deadlines() -> None:
     (case,) = order.cases
     assert (case.stop.fewest, case.warmup_rounds, case.concurrency, case.max_tokens) == (2, 1, 1, 8)
     assert (case.load_s, case.request_s, case.first_token_s) == (600.0, 600.0, None)
+    assert isinstance(case.prompts, tuple)
     assert [prompt.prompt_id for prompt in case.prompts] == ["p1", "p2"]
     assert order.sample_period_ms == 100
 

@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 
-from benchfleet_controller.checks import Code, check
+from benchfleet_controller.checks import Code, check, load_shape
 
 CLEAN: dict[str, Any] = {
     "host": "a", "runtime": "foundry", "model": "tiny", "device": "cpu", "status": "succeeded", "variant": "tiny:1",
     "rounds": 10, "requests": 40, "failed": 0, "warmup_rounds": 1, "tokens_source": "usage", "accounting": "consistent",
     "concurrency": 1,
 }  # fmt: skip
+OPEN: dict[str, Any] = {
+    "request_rate_per_s": 4.0, "arrival": "constant", "requests": 40, "rounds": 10, "e2e_avg_s": 0.1,
+}  # fmt: skip
+NARROW: dict[str, Any] = {"interval_ratio": 0.05, "maximum_rounds": 10, "ttft_avg_s": 1.0, "e2e_avg_s": 2.0}
 HOST: dict[str, Any] = {"host": "a", "machine_id": "m", "agent_version": "1", "on_battery": None, "problems": []}
 
 
@@ -51,6 +55,16 @@ def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
         ({"coalesced_ratio": 0.5}, Code.CHUNKS_COALESCED),
         ({"load_cpu_ratio": 0.9}, Code.CLIENT_BUSY),
         ({"swap_growth_bytes": 1 << 30}, Code.SWAPPED),
+        ({"prefix_cache": "allowed"}, Code.PREFIX_CACHE_ALLOWED),
+        ({"prompt_token_count": 64, "prompt_tokens_min": 64, "prompt_tokens_max": 65}, Code.PROMPT_LENGTH_DIFFERS),
+        ({"page_cache": "dropped", "page_cache_ratio": None}, Code.PAGE_CACHE_NOT_DROPPED),
+        ({"page_cache": "dropped", "page_cache_ratio": 0.06}, Code.PAGE_CACHE_NOT_DROPPED),
+        ({"lateness_avg_s": 0.011, "e2e_avg_s": 1.0}, Code.REQUESTS_LATE),
+        (OPEN | {"requests_per_s": 3.3}, Code.RATE_NOT_REACHED),
+        ({"ttft_error_s": 0.003, "ttft_p50_s": 0.1}, Code.INSTRUMENT_COARSE),
+        ({"itl_error_s": 0.001, "itl_p50_s": 0.01}, Code.INSTRUMENT_COARSE),
+        (NARROW | {"intervals": {"ttft_avg_s": [0.9, 1.1]}}, Code.INTERVAL_NOT_REACHED),
+        (NARROW | {"intervals": {"e2e_avg_s": [1.8, 2.2]}}, Code.INTERVAL_NOT_REACHED),
     ],
 )
 def test_each_case_warning(fields: dict[str, Any], code: Code) -> None:
@@ -72,3 +86,59 @@ def test_each_case_warning(fields: dict[str, Any], code: Code) -> None:
 def test_each_host_warning(hosts: list[dict[str, Any]], code: Code) -> None:
     (warned,) = check([], hosts)
     assert warned.code is code
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prefix_cache": "defeated"},
+        {"prompt_token_count": 64, "prompt_tokens_min": 64, "prompt_tokens_max": 64},
+        {"page_cache": "dropped", "page_cache_ratio": 0.05},
+        {"page_cache": "dropped"},
+        {"page_cache": "kept", "page_cache_ratio": 1.0},
+        {"lateness_avg_s": 0.01, "e2e_avg_s": 1.0},
+        OPEN | {"requests_per_s": 3.9},
+        # A round that took 10 s and 3 s more for its last answer kept its rate all the same.
+        OPEN | {"requests_per_s": 40 / 13, "rounds": 3, "e2e_avg_s": 1.0},
+        OPEN | {"requests_per_s": 3.3, "arrival": "poisson"},
+        {"ttft_error_s": 0.002, "ttft_p50_s": 0.1, "itl_error_s": 0.0005, "itl_p50_s": 0.01},
+        NARROW | {"intervals": {"ttft_avg_s": [0.96, 1.04], "e2e_avg_s": [1.0, 3.0]}},
+        NARROW | {"intervals": {"ttft_avg_s": [0.5, 1.5]}, "rounds": 9},
+        NARROW | {"intervals": {"ttft_avg_s": None}},
+    ],
+)
+def test_what_is_as_it_was_asked_for_is_no_alarm(fields: dict[str, Any]) -> None:
+    assert check([CLEAN | fields]) == ()
+
+
+def test_messages_name_what_was_asked_and_what_came() -> None:
+    (length,) = check([CLEAN | {"prompt_token_count": 64, "prompt_tokens_min": 60, "prompt_tokens_max": 70}])
+    assert "64 tokens were asked for, the server counted 60 to 70" in length.message
+    (coarse,) = check([CLEAN | {"ttft_error_s": 0.003, "ttft_p50_s": 0.1}])
+    assert "TTFT p50 is known to ±3 ms (3.0%)" in coarse.message
+    (wide,) = check([CLEAN | NARROW | {"intervals": {"ttft_avg_s": [0.9, 1.1]}}])
+    assert "TTFT is known to ±10.0% after the most rounds allowed, not to ±5.0%" in wide.message
+
+
+def test_a_certificate_that_failed_is_said_of_its_host() -> None:
+    failed = {"host": "a", "failure_reason": "internal", "failure_message": "no port"}
+    (warned,) = check([CLEAN], [], [{"host": "b", "failure_reason": None}, failed])
+    assert (warned.code, warned.subject) == (Code.CERTIFICATE_MISSING, "a")
+    assert "no port" in warned.message
+
+
+def test_subjects_name_the_load_and_the_prompts_where_there_are_several() -> None:
+    cases = [
+        CLEAN | {"remote": True, "prompt_set": "short", "request_rate_per_s": 5.0, "arrival": "poisson"},
+        CLEAN | {"remote": True, "prompt_set": "long", "concurrency": 8},
+    ]
+    assert [warned.subject for warned in check(cases)] == [
+        "a / foundry / tiny / cpu / short / 5/s poisson",
+        "a / foundry / tiny / cpu / long / concurrency 8",
+    ]
+
+
+def test_the_load_of_a_case_for_people() -> None:
+    assert load_shape({"concurrency": 4}) == "×4"
+    assert load_shape({"concurrency": 64, "request_rate_per_s": 0.5, "arrival": "constant"}) == "0.5/s constant"
+    assert load_shape({}) == ""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchfleet_controller.compare import Comparison, Rounds, Verdict, compare
+from benchfleet_controller.compare import Rounds, Verdict, compare
 
 
 def case(case_id: str, **fields: Any) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def case(case_id: str, **fields: Any) -> dict[str, Any]:
         "model": "tiny", "model_asked": "tiny", "variant": "tiny:1", "execution_provider": "CPU", "status": "succeeded",
         "prompt_set": "default", "concurrency": 1, "max_tokens": 16, "stream": True, "temperature": 0.0, "top_p": 1.0,
         "tokens_source": "usage", "accounting": "consistent", "stamp_source": "socket", "requests": 40, "failed": 0,
-        "ttft_n": 40, "e2e_n": 40, "ttft_p50_s": 0.1, "decode_tokens_per_s": 100.0, "ram_peak_bytes": 1000,
+        "ttft_n": 40, "e2e_n": 40, "ttft_p50_s": 0.1, "decode_tokens_per_s": 100.0, "ram_peak_bytes": 1000, "vram_peak_bytes": 1000,
     } | fields  # fmt: skip
 
 
@@ -80,8 +80,9 @@ def test_differences_are_said_or_refuse() -> None:
 def test_percentiles_need_enough_values_and_single_values_are_inconclusive() -> None:
     few = run({"e2e_p95_s": 2.0, "e2e_n": 10}, (2, 2, 2), "e2e_p95_s")
     assert few.verdict is Verdict.NOT_COMPARABLE  # the baseline has none
-    memory = run({"ram_peak_bytes": 2000}, (), "ram_peak_bytes")
+    memory = run({"vram_peak_bytes": 2000}, (), "vram_peak_bytes")
     assert (memory.verdict, memory.ratio) == (Verdict.INCONCLUSIVE, 2.0)
+    assert memory.why == "one value a case: 3 runs on each side are needed"
 
 
 def test_each_stratum_has_its_own_baseline_and_failed_cases_stay_out() -> None:
@@ -96,11 +97,36 @@ def test_each_stratum_has_its_own_baseline_and_failed_cases_stay_out() -> None:
     ]  # fmt: skip
 
 
-def test_regressions_are_the_worse_ones_beyond_the_limit() -> None:
-    worse = run({"ttft_p50_s": 0.2}, (0.19, 0.2, 0.21, 0.2))
-    comparison = Comparison(("host",), "a", (worse,))
-    assert comparison.regressions(50) == (worse,)
-    assert comparison.regressions(150) == ()
+def test_a_rank_test_that_could_agree_and_does_not_withdraws_the_verdict() -> None:
+    spread = {("ttft_p50_s", "c1"): rounds(*[0.1] * 7, 0.5), ("ttft_p50_s", "c2"): rounds(*[0.1] * 7, 9.0)}
+    rows = compare([case("c1"), case("c2", host="b", ttft_p50_s=0.3)], ("host",), None, ["ttft_p50_s"], spread).rows
+    assert rows[1].p_value is not None
+    assert rows[1].p_value > 0.05
+    assert rows[1].verdict is Verdict.INCONCLUSIVE
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons() -> None:
+    values = {("ttft_p50_s", f"c{n}"): rounds(*(n * value for value in (0.099, 0.1, 0.101, 0.102))) for n in (1, 2, 3)}
+    cases = [case(f"c{n}", host=f"h{n}", ttft_p50_s=0.1 * n) for n in (1, 2, 3)]
+    two = compare(cases[:2], ("host",), None, ["ttft_p50_s"], values).rows[1]
+    three = compare(cases, ("host",), None, ["ttft_p50_s"], values).rows
+    assert two.p_value == pytest.approx(2 / 70)  # all of four above all of four
+    assert [row.p_value for row in three] == [None, pytest.approx(4 / 70), pytest.approx(4 / 70)]
+    assert three[1].verdict is Verdict.WORSE  # with so few rounds no rank test could deny it
+
+
+def test_an_inconclusive_row_says_how_many_more_rounds_would_decide() -> None:
+    row = run({"ttft_p50_s": 0.105}, (0.09, 0.12, 0.1, 0.11))
+    assert row.verdict is Verdict.INCONCLUSIVE
+    assert row.more_rounds is not None
+    assert f"about {row.more_rounds} more rounds on each side would decide" in row.why
+
+
+def test_single_values_are_compared_over_several_runs() -> None:
+    loads = [case(f"a{n}", load_s=1.0 + n / 100) for n in range(3)]
+    loads += [case(f"b{n}", host="b", load_s=2.0 + n / 100) for n in range(3)]
+    row = compare(loads, ("host",), None, ["load_s"]).rows[1]
+    assert (row.verdict, row.rounds, row.baseline_rounds) == (Verdict.WORSE, 3, 3)
 
 
 def test_unknown_names_are_told_with_the_known() -> None:

@@ -110,6 +110,57 @@ def test_a_stream_that_goes_on_in_the_middle_claims_no_numbers() -> None:
     ]
 
 
+def _begin(job: JobEvents, index: int, kind: str, *, warmup: bool = True) -> None:
+    job.add(round_started=event_pb2.RoundStarted(case_id="c1", round_index=index, warmup=warmup, kind=kind))
+
+
+def test_rounds_that_are_none_to_people_have_other_words_and_no_number() -> None:
+    progress, job = HostProgress(), JobEvents()
+    job.job_started(spec("c1"))
+    job.case_started("c1")
+    for index, kind in enumerate(("calibration", "calibration", "warmup", "counted", "counted", "idle")):
+        _begin(job, index, kind, warmup=kind != "counted")
+
+    assert _texts(progress, job)[2:] == [
+        "case 1/1 checking prompt lengths",
+        "case 1/1 checking prompt lengths",
+        "case 1/1 warm-up round 1/3, 0 requests",
+        "case 1/1 round 2/3, 0 requests",
+        "case 1/1 round 3/3, 0 requests",
+        "case 1/1 request after the pause",
+    ]
+
+
+def test_the_end_of_a_length_check_is_no_turning_point() -> None:
+    progress, job = HostProgress(), JobEvents()
+    _begin(job, 0, "calibration")
+    ended = job.add(round_finished=event_pb2.RoundFinished(case_id="c1"))
+    assert [progress.apply(event) for event in job.events] == [False, False]
+    _begin(job, 1, "counted", warmup=False)
+    progress.apply(job.events[-1])
+    assert progress.apply(ended)
+
+
+def test_where_the_number_of_rounds_is_open_the_most_is_said() -> None:
+    progress, job = HostProgress(), JobEvents()
+    job.job_started(spec("c1", stop=job_pb2.StopSpec(interval_ratio=0.02, maximum_round_count=49)))
+    job.case_started("c1")
+    _begin(job, 3, "counted", warmup=False)
+
+    assert _texts(progress, job)[-1] == "case 1/1 round 4 (at most 50), 0 requests"
+
+
+def test_how_true_the_time_stamps_are_is_said() -> None:
+    progress, job = HostProgress(), JobEvents()
+    job.add(certificate_recorded=event_pb2.CertificateRecorded(concurrency=8, ttft_error_p99_ns=250_000))
+    failure = event_pb2.Failure(reason="internal", message="no port is free")
+    job.add(certificate_recorded=event_pb2.CertificateRecorded(failure=failure))
+
+    assert [progress.apply(event) for event in job.events[:1]] == [True]
+    assert progress.text == "checked its time stamps: first tokens are known to ±0.25 ms with 8 in flight"
+    assert _texts(progress, job)[-1] == "its time stamps could not be checked: no port is free"
+
+
 def test_without_a_terminal_lines_are_plain_and_each_host_is_named() -> None:
     stream = io.StringIO()
     with Progress(["a"], stream) as progress:

@@ -15,13 +15,21 @@ from benchfleet_controller.checks import check
 from benchfleet_controller.compare import compare
 from benchfleet_controller.report import (
     CASE_COLUMNS,
+    Column,
     ReportData,
     ReportError,
     render_report,
     render_table,
     write_report,
 )
-from unit.controller.test_compare import case
+from benchfleet_controller.report.cases import (
+    INTERVAL_NOTE,
+    PERCENTILE_NOTE,
+    case_for_people,
+    half_width,
+    notes_of,
+)
+from benchfleet_controller.report.exports import Figure
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 ROWS: list[dict[str, Any]] = [
@@ -29,6 +37,16 @@ ROWS: list[dict[str, Any]] = [
     {"name": "a|b\x1b[31mred\x1b[0m\n漢字", "size_bytes": None, "ttft_p50_s": float("nan"), "ok": None},
 ]
 COLUMNS = ["name", "size_bytes", "ttft_p50_s", "ok"]
+
+
+def case(case_id: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "case_id": case_id, "run_id": "r1", "host": "a", "device": "cpu", "device_asked": None, "runtime": "foundry",
+        "model": "tiny", "model_asked": "tiny", "variant": "tiny:1", "execution_provider": "CPU", "status": "succeeded",
+        "prompt_set": "default", "concurrency": 1, "max_tokens": 16, "stream": True, "temperature": 0.0, "top_p": 1.0,
+        "tokens_source": "usage", "accounting": "consistent", "stamp_source": "socket", "requests": 40, "failed": 0,
+        "ttft_n": 40, "e2e_n": 40, "ttft_p50_s": 0.1, "decode_tokens_per_s": 100.0, "ram_peak_bytes": 1000,
+    } | fields  # fmt: skip
 
 
 def data() -> ReportData:
@@ -87,6 +105,30 @@ def test_json_report_carries_the_names_people_began_with() -> None:
     assert set(CASE_COLUMNS) <= set(first)
     assert (first["alias"], first["latency_avg"], first["latency_p95"], first["tokens_per_sec_avg"], first["rounds"],
             first["first_token_latency_avg"]) == ("tiny", 0.5, 0.75, 100.0, 3, 0.1)  # fmt: skip
+
+
+def test_half_an_interval_has_the_digits_of_its_value_or_the_one_it_takes() -> None:
+    assert half_width("ttft_p50_s", [0.1, 0.2]) == "0.050"
+    assert half_width("ttft_p50_s", [0.1, 0.1004]) == "0.0002"
+    assert half_width("decode_tokens_per_s", [90.0, 92.0]) == "1.0"
+    assert half_width("ttft_p50_s", [0.1, 0.1]) == "0.000"
+
+
+def test_marks_say_what_they_mean_only_where_they_are() -> None:
+    columns = [Column("ttft_p50_s"), Column("ttft_p95_s")]
+    known = case("c1", ttft_p95_s=0.2, intervals={"ttft_p50_s": [0.09, 0.13]})
+    rows = [case_for_people(known), case_for_people(known | {"ttft_n": 19, "intervals": None})]
+
+    assert [(row["ttft_p50_s"], row["ttft_p95_s"]) for row in rows] == [("0.100 ±0.020", "0.200"), ("0.100", "0.200*")]
+    assert notes_of(rows[:1], columns) == [INTERVAL_NOTE]
+    assert notes_of(rows[1:], columns) == [PERCENTILE_NOTE]
+    assert case_for_people(case("c2", ttft_p95_s=0.2, ttft_n=None))["ttft_p95_s"] == "0.200"  # n unknown: no mark
+
+
+def test_figures_are_aligned_as_numbers_and_cleaned() -> None:
+    rows: list[dict[str, Any]] = [{"x": Figure("1.0 ±0.2")}, {"x": Figure("22.0\x1b[2J")}, {"x": None}]
+    assert render_table(rows, ["x"]).splitlines()[1:] == ["1.0 ±0.2", "    22.0", "       –"]
+    assert render_table(rows, ["x"], "md").splitlines()[1] == "| ---: |"
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -206,3 +206,29 @@ def test_relative_half_width() -> None:
     assert stats.relative_half_width(stats.Interval(9.0, 11.0), 10.0) == pytest.approx(0.1)
     assert stats.relative_half_width(stats.Interval(-11.0, -9.0), -10.0) == pytest.approx(0.1)
     assert stats.relative_half_width(None, 1.0) is stats.relative_half_width(stats.Interval(0, 1), 0.0) is None
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (5, 4), (8, 8), (30, 40)])
+def test_rank_test_agrees_with_scipy(sizes: tuple[int, int]) -> None:
+    generator = np.random.default_rng(sizes[0])
+    for shift in (0.0, 0.5, 2.0):
+        here, there = generator.normal(shift, 1, sizes[0]), generator.normal(0, 1, sizes[1])
+        method = "exact" if sizes[0] < 30 else "asymptotic"
+        expected = scipy.stats.mannwhitneyu(here, there, method=method).pvalue
+        assert stats.rank_test(here, there) == pytest.approx(expected, rel=1e-6)
+
+
+def test_rank_test_shares_the_ranks_of_ties() -> None:
+    generator = np.random.default_rng(4)
+    here, there = generator.integers(0, 3, 40).astype(float), generator.integers(1, 4, 40).astype(float)
+    assert stats.rank_test(here, there) == pytest.approx(
+        scipy.stats.mannwhitneyu(here, there, method="asymptotic").pvalue, rel=1e-6
+    )
+    assert stats.rank_test(np.ones(4), np.ones(4)) == 1.0
+    assert stats.rank_test(np.empty(0), np.ones(4)) is None
+
+
+def test_holm_corrects_in_place() -> None:
+    assert stats.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert stats.holm([]) == []
+    assert stats.smallest_p(4, 4) == pytest.approx(2 / 70)

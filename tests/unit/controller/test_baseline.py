@@ -1,0 +1,66 @@
+"""Baselines: the same bytes for the same results, and what a file may do wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchfleet_controller.baseline import Baseline, BaselineError
+from benchfleet_controller.compare import Rounds, Verdict, compare
+
+CASE: dict[str, Any] = {
+    "case_id": "c1", "run_id": "r1", "host": "a", "runtime": "foundry", "model": "tiny", "model_asked": "tiny",
+    "status": "succeeded", "requests": 40, "failed": 0, "ttft_n": 40, "ttft_p50_s": 0.1234567891, "started_at": object(),
+}  # fmt: skip
+ROUNDS = {("ttft_p50_s", "c1"): Rounds(np.array([0.1, math.nan, 0.3, 0.1]), np.array([1.0, 0.0, 2.0, 1.0]))}
+
+
+def made() -> Baseline:
+    return Baseline.of("main", "r1", [CASE], ROUNDS)
+
+
+def test_a_document_comes_back_as_it_was_to_six_digits_and_in_the_same_bytes() -> None:
+    text = made().to_json()
+    back = Baseline.from_json(text, "main.json")
+
+    assert back.to_json() == text
+    assert back.cases[0]["ttft_p50_s"] == 0.123457
+    assert "started_at" not in back.cases[0]
+    rounds = back.rounds["ttft_p50_s", "c1"]
+    np.testing.assert_array_equal(rounds.values, [0.1, math.nan, 0.3, 0.1])
+    assert json.loads(text)["name"] == "main"
+
+
+def test_a_run_is_compared_with_a_document_like_with_a_run() -> None:
+    document = Baseline.from_json(made().to_json(), "x")
+    now = CASE | {"case_id": "c2", "run_id": "r2", "ttft_p50_s": 0.5}
+    rounds = {**document.rounds, ("ttft_p50_s", "c2"): Rounds(np.array([0.5, 0.5, 0.5]), np.ones(3))}
+    row = compare([*document.cases, now], ("run",), "r1", ["ttft_p50_s"], rounds).rows[1]
+    assert (row.group, row.verdict) == ("r2", Verdict.WORSE)
+    assert row.ratio == pytest.approx(0.5 / 0.123457)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text[:-5], "is no JSON"),
+        (lambda _: "[]", "is no baseline"),
+        (lambda _: '{"a": 1}', "is no baseline"),
+        (lambda text: text.replace('"benchfleet_baseline": 1', '"benchfleet_baseline": 9'), "has version 9"),
+        (lambda text: text.replace('"name": "main"', '"name": 3'), "must be texts"),
+        (lambda text: text.replace('"cases"', '"crates"'), "KeyError('cases')"),
+        (lambda text: text.replace('"case_id": "c1"', '"case_id": 1', 1), "a case needs case_id and host"),
+        (lambda text: text.replace("0.123457", '"fast"'), "ttft_p50_s must be a number or null"),
+        (lambda text: text.replace('"weights"', '"w"'), "KeyError('weights')"),
+        (lambda text: text.replace('"values": [', '"values": [\n7,'), "equal length"),
+    ],
+)
+def test_a_file_that_is_no_baseline_says_why(change: Any, said: str) -> None:
+    with pytest.raises(BaselineError) as error:
+        Baseline.from_json(change(made().to_json()), "main.json")
+    assert str(error.value).startswith("main.json: ")
+    assert said in str(error.value)
