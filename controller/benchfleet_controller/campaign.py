@@ -65,10 +65,11 @@ def holder() -> str:
 async def prepare(plan: Plan, store: Store, say: Say, *, detach: bool) -> tuple[Campaign, list[Agent]]:
     """Check hosts and models, then record the run. Raises `Refused` with nothing started or written."""
     agents, problems = await fleet.connect_all(plan.hosts)
+    offered: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for agent in agents:
         try:
             agent.check_idle()
-            await fleet.check_models(agent, plan)
+            offered |= await fleet.check_models(agent, plan)
         except HostProblem as problem:
             problems.append(problem)
     for group in fleet.by_machine(agents):
@@ -84,7 +85,7 @@ async def prepare(plan: Plan, store: Store, say: Say, *, detach: bool) -> tuple[
             await agent.close()
         raise Refused(problems)
     run_id = str(uuid.uuid4())
-    campaign = Campaign(plan, run_id, expand(plan, lambda: str(uuid.uuid4())))
+    campaign = Campaign(plan, run_id, expand(plan, lambda: str(uuid.uuid4()), offered))
     created = datetime.datetime.now(datetime.UTC)
     store.record_run(run_id, plan, campaign.jobs, held_by=holder(), created_at=created)
     for agent in agents:

@@ -127,12 +127,24 @@ def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument("plan", nargs="?", type=_path, metavar="PLAN", help="TOML or JSON file (docs/plan.md)")
     run.add_argument("--host", action="append", default=[], metavar="HOST", help=f"{_HOST_HELP}; repeat for more")
     run.add_argument("--model", action="append", default=[], metavar="M", help="alias or variant id; repeat for more")
-    run.add_argument("--device", action="append", default=[], metavar="D", help="cpu, gpu or npu; repeat for more")
+    run.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="D",
+        help="cpu, gpu, npu (repeat for more) or all that a host has",
+    )
     run.add_argument("--runtime", action="append", default=[], metavar="R", help="foundry (default) or endpoint")
     run.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
     run.add_argument("--rounds", type=int, metavar="N", help="rounds to count (default 3)")
     run.add_argument("--warmup", type=int, metavar="N", help="rounds before them that never count (default 1)")
     run.add_argument("--models", type=_path, metavar="FILE", help="models.json: names, capabilities, sizes")
+    run.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help="run cases in N parts, A B B A, against drift (default 1; with --device all 2)",
+    )
     run.add_argument("--prompts", type=_path, metavar="FILE", help="prompts: .txt, .json, .jsonl or .csv")
     run.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat for more")
     run.add_argument(

@@ -15,7 +15,7 @@ from benchfleet.failures import Failure, Reason
 from benchfleet.transport import CHANNEL_OPTIONS, failure_of, join_address, split_address
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
-from benchfleet_controller.plan import HostTarget, Plan
+from benchfleet_controller.plan import ALL_DEVICES, DEVICES, HostTarget, Plan
 from benchfleet_controller.plan_limits import overlong
 
 CONNECT_S = 5.0
@@ -165,16 +165,27 @@ async def connect_all(targets: tuple[HostTarget, ...]) -> tuple[list[Agent], lis
     return agents, problems
 
 
-async def check_models(agent: Agent, plan: Plan) -> None:
-    """Make sure every case of a plan has a model on this host. Raises `HostProblem` naming near ones."""
+async def check_models(agent: Agent, plan: Plan) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Make sure every case of a plan has a model on this host, and say which devices ``all`` means here.
+
+    By (host, runtime, model), in the order of `DEVICES`. Raises `HostProblem` naming near models, or when prompts and
+    answers do not fit into a model's context.
+    """
+    offered: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for runtime in plan.runtimes:
         url = plan.endpoint_url if runtime == "endpoint" else ""
         for model in plan.models:
-            for device in plan.devices:
+            devices = plan.devices
+            if ALL_DEVICES in devices:
+                known = {v.device for v in await agent.models(runtime) if model in (v.alias, v.variant)}
+                devices = tuple(device for device in DEVICES if device in known) or ("",)
+                offered[agent.target.name, runtime, model] = devices
+            for device in devices:
                 variant = await agent.resolve(runtime, url, model, device)
                 if variant.HasField("context_length") and (problem := overlong(plan, variant.context_length)):
                     failure = Failure(Reason.CONTEXT_OVERFLOW, f"{variant.variant or model}: {problem}")
                     raise HostProblem(agent.target, failure)
+    return offered
 
 
 def by_machine(agents: list[Agent]) -> list[list[Agent]]:

@@ -7,12 +7,15 @@ order, so that a plan and a seed always give the same order.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchfleet.v1 import job_pb2
 
 DEVICES = ("cpu", "gpu", "npu")
+ALL_DEVICES = "all"
+"""Every device for which a host has a variant of the model."""
+DEFAULT_ROUNDS = 3
 ARRIVALS = ("constant", "poisson")
 PREFIX_CACHES = ("defeat", "allow")
 PAGE_CACHES = ("keep", "drop")
@@ -122,10 +125,13 @@ class Plan:
     runtimes: tuple[str, ...] = ("foundry",)
     endpoint_url: str = ""
     devices: tuple[str, ...] = ("",)
-    """``cpu``, ``gpu``, ``npu``, or empty for whatever the runtime prefers."""
+    """``cpu``, ``gpu``, ``npu``, ``all``, or empty for whatever the runtime prefers."""
     prompt_sets: tuple[PromptSet, ...] = (DEFAULT_PROMPTS,)
-    rounds: int = 3
+    rounds: int = DEFAULT_ROUNDS
     warmup_rounds: int = 1
+    blocks: int = 1
+    """Each case runs in so many parts, every second time in the opposite order (A B B A): slow drift of a machine
+    then falls on all alike."""
     concurrencies: tuple[int, ...] = (1,)
     """Requests in flight; with rates, the most that may be."""
     rates: tuple[float, ...] = ()
@@ -167,6 +173,8 @@ class CasePlan:
     prompt_set: str
     concurrency: int
     rate_per_s: float | None
+    rounds: int
+    block_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +201,8 @@ class JobPlan:
                     model=case.model,
                     device=case.device,
                     prompt_set=case.prompt_set,
-                    round_count=plan.rounds,
+                    round_count=case.rounds,
+                    block_index=case.block_index,
                     warmup_round_count=plan.warmup_rounds,
                     concurrency=case.concurrency,
                     request_rate_per_s=case.rate_per_s,
@@ -225,42 +234,53 @@ class JobPlan:
         )
 
 
-def expand(plan: Plan, new_id: Callable[[], str]) -> tuple[JobPlan, ...]:
+Combination = tuple[str, str, str, str, int, float | None]
+"""Runtime, model, device, prompt set, concurrency, rate."""
+
+
+def expand(
+    plan: Plan, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[str]] | None = None
+) -> tuple[JobPlan, ...]:
     """One job a host, each with every case, in an order shuffled by the plan's seed (the same on every host).
 
-    ``new_id`` makes the ids of jobs and cases.
+    ``new_id`` makes the ids of jobs and cases; ``offered`` says by (host, runtime, model) which devices ``all`` means.
     """
-    combinations = [
+    return tuple(JobPlan(new_id(), host, _cases(plan, host.name, new_id, offered or {})) for host in plan.hosts)
+
+
+def _cases(
+    plan: Plan, host: str, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[str]]
+) -> tuple[CasePlan, ...]:
+    combinations: list[Combination] = [
         (runtime, model, device, prompts.name, concurrency, rate)
         for runtime in plan.runtimes
         for model in plan.models
-        for device in plan.devices
+        for given in plan.devices
+        for device in (offered.get((host, runtime, model), ("",)) if given == ALL_DEVICES else (given,))
         for prompts in plan.prompt_sets
         for concurrency in plan.concurrencies
         for rate in plan.rates or (None,)
     ]
-    order = list(range(len(combinations)))
-    random.Random(plan.seed or 0).shuffle(order)
-    return tuple(JobPlan(new_id(), host, _cases(plan, [combinations[i] for i in order], new_id)) for host in plan.hosts)
-
-
-def _cases(
-    plan: Plan, combinations: Sequence[tuple[str, str, str, str, int, float | None]], new_id: Callable[[], str]
-) -> tuple[CasePlan, ...]:
-    return tuple(
-        CasePlan(
-            case_id=new_id(),
-            case_index=index,
-            runtime=runtime,
-            endpoint_url=plan.endpoint_url if runtime == "endpoint" else "",
-            model=model,
-            device=device,
-            prompt_set=prompts,
-            concurrency=concurrency,
-            rate_per_s=rate,
-        )
-        for index, (runtime, model, device, prompts, concurrency, rate) in enumerate(combinations)
-    )
+    random.Random(plan.seed or 0).shuffle(combinations)
+    cases: list[CasePlan] = []
+    for block in range(plan.blocks):
+        for runtime, model, device, prompts, concurrency, rate in combinations[:: -1 if block % 2 else 1]:
+            cases.append(
+                CasePlan(
+                    case_id=new_id(),
+                    case_index=len(cases),
+                    runtime=runtime,
+                    endpoint_url=plan.endpoint_url if runtime == "endpoint" else "",
+                    model=model,
+                    device=device,
+                    prompt_set=prompts,
+                    concurrency=concurrency,
+                    rate_per_s=rate,
+                    rounds=(plan.rounds + block) // plan.blocks,
+                    block_index=block,
+                )
+            )
+    return tuple(cases)
 
 
 def _prompt_set_to_proto(prompts: PromptSet) -> job_pb2.PromptSet:

@@ -12,13 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from benchfleet_controller.model_facts import ModelFactsError, load_model_facts
-from benchfleet_controller.plan import Deadlines, HostTarget, ModelFacts, Plan, PromptSet, Stop
+from benchfleet_controller.plan import (
+    ALL_DEVICES,
+    DEFAULT_ROUNDS,
+    Deadlines,
+    HostTarget,
+    ModelFacts,
+    Plan,
+    PromptSet,
+    Stop,
+)
 from benchfleet_controller.plan_limits import contradictions, excesses, problems_of, shown
 from benchfleet_controller.prompts import PromptError, inline_prompts, load_prompts
 
 DEFAULT_PROMPT_COUNT = 4
 DEFAULT_IN_FLIGHT = 64
 """The most requests in flight in an open loop whose plan does not say."""
+DEFAULT_BLOCKS_OF_ALL = 2
+"""Devices of one host are compared with each other, so their cases are interleaved."""
 DEFAULT_MAXIMUM_ROUNDS = 50
 """The most rounds when they stop by duration or interval and the plan does not say."""
 
@@ -39,6 +50,7 @@ class PlanDraft:
     endpoint_url: str | None = None
     rounds: int | None = None
     warmup_rounds: int | None = None
+    blocks: int | None = None
     concurrencies: tuple[int, ...] | None = None
     prompt_sets: tuple[PromptSet, ...] | None = None
     max_tokens: int | None = None
@@ -127,6 +139,10 @@ def _assembled(chosen: dict[str, Any]) -> Plan:
         count = chosen.get("prompt_count") or DEFAULT_PROMPT_COUNT
         chosen["prompt_sets"] = tuple(PromptSet.synthetic(length, count) for length in lengths)
     chosen.pop("prompt_count", None)
+    if ALL_DEVICES in chosen.get("devices", ()) and not (
+        chosen.get("minimum_duration_s") or chosen.get("interval_ratio")
+    ):
+        chosen.setdefault("blocks", min(DEFAULT_BLOCKS_OF_ALL, chosen.get("rounds", DEFAULT_ROUNDS)))
     if chosen.get("rates"):
         chosen.setdefault("concurrencies", (DEFAULT_IN_FLIGHT,))
     deadlines = Deadlines(**{field.name: chosen.pop(field.name, None) for field in fields(Deadlines)})

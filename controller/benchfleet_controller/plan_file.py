@@ -3,7 +3,8 @@
 A file's top-level keys:
 
 - ``name``, ``seed``, ``rounds``, ``warmup``, ``max_tokens``, ``temperature``, ``top_p``, ``stream``, ``endpoint``,
-  ``arrival``, ``prefix_cache``, ``page_cache``, ``idle_pause_s``, ``deterministic``, ``certificate``, ``goodput``;
+  ``arrival``, ``prefix_cache``, ``page_cache``, ``idle_pause_s``, ``deterministic``, ``certificate``, ``goodput``,
+  ``blocks``;
 - ``models``, ``devices``, ``runtimes``, ``concurrency``, ``rate``, ``prompt_tokens``: one value or a list; every
   combination is a case (``models`` may also be a ``models.json`` or such a table);
 - ``hosts``: a table ``name = "address"``, ``[[hosts]]`` with ``name`` and ``address``, or a list of HOST texts as
@@ -80,6 +81,7 @@ class _Reader:
             "endpoint": ("endpoint_url", self._of(str)),
             "rounds": ("rounds", self._of(int)),
             "warmup": ("warmup_rounds", self._of(int)),
+            "blocks": ("blocks", self._of(int)),
             "concurrency": ("concurrencies", self._levels(int)),
             "rate": ("rates", self._levels(float)),
             "arrival": ("arrival", self._of(str)),

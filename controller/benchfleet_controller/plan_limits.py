@@ -11,7 +11,16 @@ from dataclasses import fields
 from typing import Any
 
 from benchfleet_controller.capacity import Limits
-from benchfleet_controller.plan import ARRIVALS, DEVICES, PAGE_CACHES, PREFIX_CACHES, Deadlines, Plan
+from benchfleet_controller.plan import (
+    ALL_DEVICES,
+    ARRIVALS,
+    DEFAULT_ROUNDS,
+    DEVICES,
+    PAGE_CACHES,
+    PREFIX_CACHES,
+    Deadlines,
+    Plan,
+)
 from benchfleet_controller.prompts import MAXIMUM_TOKENS
 
 MAXIMUM_CONCURRENCY = 256
@@ -62,10 +71,10 @@ def _text(longest: int) -> Callable[[Any], str]:
 
 
 def _device(value: str) -> str:
-    if value in DEVICES:
+    if value in (*DEVICES, ALL_DEVICES):
         return ""
     near = difflib.get_close_matches(value.lower(), DEVICES, n=1)
-    return f"must be cpu, gpu or npu, not {shown(value)}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"must be cpu, gpu, npu or all, not {shown(value)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _url(value: str) -> str:
@@ -97,6 +106,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "runtimes": _text(100),
     "endpoint_url": _url,
     "rounds": _between(1, MAXIMUM_ROUNDS),
+    "blocks": _between(1, 100),
     "warmup_rounds": _between(0, MAXIMUM_ROUNDS),
     "concurrencies": _between(1, MAXIMUM_CONCURRENCY),
     "max_tokens": _between(1, MAXIMUM_TOKENS),
@@ -120,20 +130,15 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
 
 def contradictions(chosen: Mapping[str, Any]) -> Iterator[str]:
     """What excludes each other in what was given, by field; values are fine one by one."""
-    stops = [name for name in ("minimum_duration_s", "interval_ratio") if chosen.get(name) is not None]
-    rounds, most = chosen.get("rounds", 3), chosen.get("maximum_rounds")
-    if most is not None and not stops:
-        yield "a maximum of rounds is for rounds that stop by themselves; add a minimum duration or an interval"
-    if most is not None and most < rounds:
-        yield f"at most {most} rounds contradict the {rounds} rounds asked for; raise the one or lower the other"
-    if chosen.get("interval_ratio") is not None and rounds < FEWEST_ROUNDS_OF_AN_INTERVAL:
-        yield f"an interval needs at least {FEWEST_ROUNDS_OF_AN_INTERVAL} rounds, not {rounds}"
+    yield from _of_rounds(chosen)
     if chosen.get("arrival") is not None and not chosen.get("rates"):
         yield "an arrival spacing is for an open loop; add a rate"
     for rate in chosen.get("rates") or ():
         if rate * (chosen.get("round_duration_s") or 0) > MAXIMUM_OPEN_LOOP_REQUESTS:
             most = MAXIMUM_OPEN_LOOP_REQUESTS
             yield f"{rate:g} requests/s make more than {most} requests a round; shorten the rounds"
+    if ALL_DEVICES in chosen.get("devices", ()) and len(chosen["devices"]) > 1:
+        yield "all names every device already; leave the others out"
     if chosen.get("prompt_token_counts") and chosen.get("prompt_sets"):
         yield "prompts and lengths of synthetic prompts exclude each other; give one"
     if chosen.get("prompt_count") is not None and not chosen.get("prompt_token_counts"):
@@ -146,6 +151,21 @@ def contradictions(chosen: Mapping[str, Any]) -> Iterator[str]:
     limits = Limits.parse(chosen["goodput"]) if chosen.get("goodput") else None
     if limits and chosen.get("stream") is False and (limits.ttft_s is not None or limits.tpot_s is not None):
         yield "limits of ttft or tpot need streamed answers; leave --no-stream out or limit e2e only"
+
+
+def _of_rounds(chosen: Mapping[str, Any]) -> Iterator[str]:
+    stops = [name for name in ("minimum_duration_s", "interval_ratio") if chosen.get(name) is not None]
+    rounds, most = chosen.get("rounds", DEFAULT_ROUNDS), chosen.get("maximum_rounds")
+    if most is not None and not stops:
+        yield "a maximum of rounds is for rounds that stop by themselves; add a minimum duration or an interval"
+    if most is not None and most < rounds:
+        yield f"at most {most} rounds contradict the {rounds} rounds asked for; raise the one or lower the other"
+    if chosen.get("interval_ratio") is not None and rounds < FEWEST_ROUNDS_OF_AN_INTERVAL:
+        yield f"an interval needs at least {FEWEST_ROUNDS_OF_AN_INTERVAL} rounds, not {rounds}"
+    if chosen.get("blocks", 1) > rounds:
+        yield f"{chosen['blocks']} blocks need as many rounds at least; {rounds} are asked for"
+    if chosen.get("blocks", 1) > 1 and stops:
+        yield "blocks split a fixed number of rounds; leave the minimum duration and the interval out"
 
 
 def overlong(plan: Plan, context_length: int) -> str:
@@ -164,7 +184,7 @@ def overlong(plan: Plan, context_length: int) -> str:
 
 def excesses(plan: Plan) -> Iterator[str]:
     """What is too much of a plan whose values are fine one by one."""
-    loads = len(plan.concurrencies) * max(1, len(plan.rates))
+    loads = len(plan.concurrencies) * max(1, len(plan.rates)) * plan.blocks
     cases = len(plan.runtimes) * len(plan.models) * len(plan.devices) * len(plan.prompt_sets) * loads
     if cases > MAXIMUM_CASES:
         yield (

@@ -26,7 +26,7 @@ def lab_store(
     for place, (label, device) in enumerate((("alpha", "cpu"), ("beta", "gpu"))):
         job = JobEvents(f"job-{label}")
         cases = [f"{label}-1", f"{label}-2"]
-        asked = spec(*cases, run_id=run_id, model=name, device=device, round_count=rounds)
+        asked = spec(*cases, run_id=run_id, model=name, round_count=rounds)
         asked.cases[1].concurrency = 2
         gpu = host_pb2.Device(device_id="gpu0", kind="gpu", display_name=f"GPU of {name}", driver_version="1.0")
         job.job_started(asked, host(f"h{place}", hostname=label, devices=[gpu] if device == "gpu" else []))

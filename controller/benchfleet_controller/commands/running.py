@@ -58,6 +58,7 @@ def plan_of(options: argparse.Namespace, store: Store) -> Plan:
         endpoint_url=options.endpoint,
         rounds=options.rounds,
         warmup_rounds=options.warmup,
+        blocks=options.blocks,
         models_file=options.models,
         concurrencies=_levels("--concurrency", options.concurrency, int),
         rates=_levels("--rate", options.rate, float),

@@ -345,6 +345,7 @@ def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
         "page_cache": "dropped" if case.drop_page_cache else "kept",
         "idle_pause_s": case.idle_pause_s or None,
         "deterministic": case.deterministic,
+        "block_index": case.block_index,
         **_fields(case.sampling),
         **stop,
     }

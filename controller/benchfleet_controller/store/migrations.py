@@ -28,7 +28,7 @@ def m002_measurement(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def m003_baselines(connection: duckdb.DuckDBPyConnection) -> None:
-    """Named baselines."""
+    """Named baselines; cases in blocks."""
     _declared(connection, 3)
 
 

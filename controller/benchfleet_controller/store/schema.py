@@ -187,7 +187,8 @@ idle_pause_s DOUBLE pause before the idle request; NULL there was none
 deterministic BOOLEAN everything that decides an answer was fixed
 """,
         since=2,
-    ),
+    )
+    + _columns("block_index INTEGER which of the blocks that cases are interleaved in, from 0", since=3),
     "case_id",
 )
 

@@ -215,7 +215,7 @@ SELECT
   c.prompt_token_count, q.prompt_tokens_min, q.prompt_tokens_max, c.prefix_cache, c.deterministic,
   c.page_cache, c.page_cache_ratio, c.idle_pause_s, i.idle_ttft_s, c.unload_ns / 1e9 AS unload_s,
   t.ram_loaded_bytes, t.ram_before_unload_bytes, t.ram_after_unload_bytes,
-  k.ttft_error_s, k.itl_error_s, o.rounds_s
+  k.ttft_error_s, k.itl_error_s, o.rounds_s, c.block_index
 FROM cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h

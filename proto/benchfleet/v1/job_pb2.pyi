@@ -123,6 +123,7 @@ class CaseSpec(_message.Message):
     DROP_PAGE_CACHE_FIELD_NUMBER: _builtins.int
     IDLE_PAUSE_S_FIELD_NUMBER: _builtins.int
     DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    BLOCK_INDEX_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """UUID."""
     runtime: _builtins.str
@@ -155,6 +156,8 @@ class CaseSpec(_message.Message):
     """After the rounds wait so many seconds and send one request more; 0: do not."""
     deterministic: _builtins.bool
     """Everything that decides an answer is fixed, so that answers can be compared between hosts and runs."""
+    block_index: _builtins.int
+    """Which of the blocks, from 0, that cases are interleaved in: A B, then B A, so that no device always runs last."""
     @_builtins.property
     def sampling(self) -> Global___SamplingSpec:
         """Sampling parameters."""
@@ -189,10 +192,11 @@ class CaseSpec(_message.Message):
         drop_page_cache: _builtins.bool = ...,
         idle_pause_s: _builtins.float = ...,
         deterministic: _builtins.bool = ...,
+        block_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "deadlines", b"deadlines", "request_rate_per_s", b"request_rate_per_s", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "allow_prefix_cache", b"allow_prefix_cache", "arrival", b"arrival", "case_id", b"case_id", "concurrency", b"concurrency", "deadlines", b"deadlines", "deterministic", b"deterministic", "device", b"device", "drop_page_cache", b"drop_page_cache", "endpoint_url", b"endpoint_url", "idle_pause_s", b"idle_pause_s", "model", b"model", "prompt_set", b"prompt_set", "request_rate_per_s", b"request_rate_per_s", "round_count", b"round_count", "runtime", b"runtime", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "warmup_round_count", b"warmup_round_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "allow_prefix_cache", b"allow_prefix_cache", "arrival", b"arrival", "block_index", b"block_index", "case_id", b"case_id", "concurrency", b"concurrency", "deadlines", b"deadlines", "deterministic", b"deterministic", "device", b"device", "drop_page_cache", b"drop_page_cache", "endpoint_url", b"endpoint_url", "idle_pause_s", b"idle_pause_s", "model", b"model", "prompt_set", b"prompt_set", "request_rate_per_s", b"request_rate_per_s", "round_count", b"round_count", "runtime", b"runtime", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "warmup_round_count", b"warmup_round_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_rate_per_s: _TypeAlias = _typing.Literal["request_rate_per_s"]  # noqa: Y015
     _WhichOneofArgType__request_rate_per_s: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s"]  # noqa: Y015

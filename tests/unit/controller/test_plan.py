@@ -92,3 +92,23 @@ def test_what_is_not_sent_is_absent_on_the_wire() -> None:
     sampling = expand(plan, _ids())[0].to_proto(plan, "r", "me").cases[0].sampling
 
     assert not any(sampling.HasField(name) for name in ("temperature", "top_p", "seed"))
+
+
+def test_blocks_run_every_case_again_in_the_opposite_order_and_split_the_rounds() -> None:
+    plan = replace(PLAN, runtimes=("foundry",), prompt_sets=(SHORT,), concurrencies=(1,), rounds=5, blocks=2)
+    cases = expand(plan, _ids())[0].cases
+
+    first, second = cases[:4], cases[4:]
+    assert [(c.model, c.device) for c in second] == [(c.model, c.device) for c in reversed(first)]
+    assert {c.rounds for c in first} | {c.rounds for c in second} == {2, 3}
+    assert [c.block_index for c in cases] == [0] * 4 + [1] * 4
+    assert len({c.case_id for c in cases}) == 8
+
+
+def test_all_devices_are_those_the_host_offers_and_none_is_the_runtimes_choice() -> None:
+    plan = replace(PLAN, devices=("all",), models=("m1",), runtimes=("foundry",), prompt_sets=(SHORT,))
+    plan = replace(plan, concurrencies=(1,))
+    a, b = expand(plan, _ids(), {("a", "foundry", "m1"): ("cpu", "gpu", "npu")})
+
+    assert sorted(case.device for case in a.cases) == ["cpu", "gpu", "npu"]
+    assert [case.device for case in b.cases] == [""]

@@ -51,7 +51,7 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
     plan = Plan("", (), ())
 
     keys = set(tomllib.loads(_example()))
-    commented = {"endpoint", "rate", "arrival", "prompt_tokens", "prompt_count"}
+    commented = {"endpoint", "blocks", "rate", "arrival", "prompt_tokens", "prompt_count"}
     assert keys | commented == {key.partition(".")[0] for key in rows} - {"key", "---"}
     assert {field.name for field in fields(Deadlines)} == {key[10:] for key in rows if key.startswith("deadlines.")}
     for key, value in {
@@ -144,8 +144,8 @@ def test_prompts_have_three_spellings_and_files_lie_next_to_the_plan(tmp_path: P
             r": models[0] must be 1 to 300 characters, none of them a control character, not 'm\x00'",
         ),
         ("models = [1]", ": models[0] must be a text, not 1"),
-        ('devices = ["cpu", "tpu"]', ": devices[1] must be cpu, gpu or npu, not 'tpu'; did you mean"),
-        ('devices = "GPU"', ": devices must be cpu, gpu or npu, not 'GPU'; did you mean gpu?"),
+        ('devices = ["cpu", "tpu"]', ": devices[1] must be cpu, gpu, npu or all, not 'tpu'; did you mean"),
+        ('devices = "GPU"', ": devices must be cpu, gpu, npu or all, not 'GPU'; did you mean gpu?"),
         ("runtimes = []", ": runtimes must not be empty"),
         ('endpoint = "ftp://x"', ": endpoint must be a URL such as http://127.0.0.1:8080/v1, not 'ftp://x'"),
         ('endpoint = ""', ": endpoint must not be empty"),
@@ -276,7 +276,7 @@ def test_prompts_of_flags_go_before_the_files(tmp_path: Path) -> None:
             {},
             r"--model must be 1 to 300 characters, none of them a control character, not '\x1b'",
         ),
-        ({"devices": ("tpu",)}, {}, "--device must be cpu, gpu or npu, not 'tpu'"),
+        ({"devices": ("tpu",)}, {}, "--device must be cpu, gpu, npu or all, not 'tpu'"),
         ({"first_token_s": 0.0}, {}, "--first-token-timeout must be above 0 and at most 86400 seconds, not 0.0"),
         ({"endpoint_url": "http://a:b@c"}, {}, "--endpoint must not carry credentials"),
         ({"endpoint_url": "x", "runtimes": ("foundry",)}, {}, "--endpoint is given, but the runtimes do not name it"),
@@ -401,3 +401,17 @@ def test_a_models_file_names_the_models_and_is_kept(tmp_path: Path) -> None:
     assert from_flag.model_facts == from_file.model_facts
     assert (chosen.models, len(chosen.model_facts)) == (("y",), 2)
     assert from_flag.model_facts[0].size_bytes == 5_000_000
+
+
+def test_all_devices_are_interleaved_unless_rounds_stop_by_themselves() -> None:
+    assert build_plan(MINIMUM, Overrides(devices=("all",)), {}).blocks == 2
+    assert build_plan(MINIMUM, Overrides(devices=("all",), rounds=1), {}).blocks == 1
+    assert build_plan(MINIMUM, Overrides(devices=("all",), interval_ratio=0.1), {}).blocks == 1
+    assert build_plan(MINIMUM, Overrides(devices=("all",), blocks=3), {}).blocks == 3
+    for overrides, said in (
+        (Overrides(devices=("all", "cpu")), "leave the others out"),
+        (Overrides(blocks=4), "4 blocks need as many rounds"),
+        (Overrides(blocks=2, minimum_duration_s=1), "blocks split a fixed number of rounds"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            build_plan(MINIMUM, overrides, {})
