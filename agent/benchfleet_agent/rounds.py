@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from benchfleet.failures import Failure, Reason
 
 MOST_LATENESS = 0.1
-"""Share of the mean latency by which requests may go out late before the numbers are refused: past it, a tenth of
-what a user would have waited is ours and in no figure."""
+"""Share of the mean latency, and of the gap between due moments, by which requests may go out late on average before
+the numbers are refused: past both, a tenth of what a user would have waited is ours and in no figure, and the server
+was not asked at the rate that is said."""
 _Z = 1.959963984540054
 
 
@@ -83,7 +84,7 @@ def rate_failure(
     if not lateness_s or not latency_s:
         return None
     late, latency = statistics.fmean(lateness_s), statistics.fmean(latency_s)
-    if late <= MOST_LATENESS * latency:
+    if late <= MOST_LATENESS * max(latency, 1 / rate_per_s):
         return None
     message = (
         f"requests went out {late:.3g} s late on average, more than {MOST_LATENESS:.0%} of the {latency:.3g} s that "

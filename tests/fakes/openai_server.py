@@ -1,6 +1,7 @@
 """A scriptable OpenAI-compatible server on loopback that knows when it sent what.
 
-Run it as a process of its own (``python openai_server.py [--port N]``); its first line is ``{"port": N}``.
+Run it as a process of its own (``python openai_server.py [--port N] [--model NAME]``); its first line is
+``{"port": N}``. ``GET /v1/models`` lists that model, or none.
 A request's script is its last message's content from the first brace on when that is a JSON object of `Script`'s
 fields; else the default. ``POST /scripts`` with a JSON list of such objects sets the defaults: each request takes the
 next, the last stays; what a request carries itself overrides it field by field.
@@ -238,6 +239,7 @@ class Server:
     """The listening socket, a thread a connection, and the truth."""
 
     listener: socket.socket
+    models: list[str] = field(default_factory=list)
     truth: list[dict[str, Any]] = field(default_factory=list)
     connections: itertools.count[int] = field(default_factory=itertools.count)
     defaults: deque[Script] = field(default_factory=deque)
@@ -257,12 +259,15 @@ class Server:
             while (request := read_request(connection, pending)) is not None:
                 method, path, body, pending = request
                 if method == "GET":
-                    answer_json(connection, self._take_truth() if path == "/truth" else {"object": "list", "data": []})
+                    answer_json(connection, self._take_truth() if path == "/truth" else self._models())
                 elif path == "/scripts":
                     self.defaults = deque(dataclasses.replace(Script(), **fields) for fields in body)
                     answer_json(connection, {})
                 elif not self._answer(connection, number, body):
                     return
+
+    def _models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
 
     def _next_default(self) -> Script:
         with contextlib.suppress(IndexError):
@@ -363,11 +368,13 @@ def main() -> int:
     """Listen, say where, serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
-    listener = socket.create_server(("127.0.0.1", parser.parse_args().port), backlog=512)
+    parser.add_argument("--model", action="append", default=[])
+    arguments = parser.parse_args()
+    listener = socket.create_server(("127.0.0.1", arguments.port), backlog=512)
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     sys.setswitchinterval(0.0005)
     # A server whose starter is gone has no purpose: its stdin ends.
-    threading.Thread(target=Server(listener).serve, daemon=True).start()
+    threading.Thread(target=Server(listener, arguments.model).serve, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         sys.stdin.read()
     return 0

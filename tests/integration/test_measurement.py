@@ -53,10 +53,10 @@ def test_an_open_loop_keeps_its_rate_and_one_that_cannot_be_kept_is_refused(
     make_agent: MakeAgent, benchfleet: Benchfleet
 ) -> None:
     agent = make_agent()
-    open_loop = (*RUN, "--rounds", "1", "--warmup", "1", "--round-duration", "1", "--host", f"h={agent.address}")
+    open_loop = (*RUN, "--rounds", "1", "--warmup", "0", "--host", f"h={agent.address}", "--concurrency", "2")
 
-    kept = benchfleet(*open_loop, "--rate", "10", "--arrival", "constant")
-    too_fast = benchfleet(*open_loop, "--rate", "2000", "--concurrency", "2")
+    kept = benchfleet(*open_loop, "--rate", "10", "--arrival", "constant", "--round-duration", "1")
+    too_fast = benchfleet(*open_loop, "--rate", "2000", "--round-duration", "0.1")
 
     assert kept.returncode == 0, kept.stderr
     (case,) = benchfleet.show(_runs(benchfleet)[1])
@@ -71,14 +71,18 @@ def test_an_open_loop_keeps_its_rate_and_one_that_cannot_be_kept_is_refused(
 def test_rounds_go_on_until_their_duration_or_the_most(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
     agent = make_agent()
 
-    lasting = benchfleet(*RUN, "--rounds", "1", "--min-duration", "1", "--host", f"h={agent.address}")
+    lasting = benchfleet(
+        *RUN, "--rounds", "1", "--min-duration", "0.3", "--max-rounds", "200", "--host", f"h={agent.address}"
+    )
     narrow = benchfleet(*RUN, "--until-within", "0.1%", "--max-rounds", "5", "--host", f"h={agent.address}")
 
     assert (lasting.returncode, narrow.returncode) == (0, 0), lasting.stderr + narrow.stderr
     (case,) = benchfleet.show(_runs(benchfleet)[1])
-    assert case["rounds"] == 50 or benchfleet.rows(
-        f"SELECT sum(end_ns - start_ns) >= 1e9 FROM rounds WHERE kind = 'counted' AND run_id = '{case['run_id']}'"
-    ) == [(True,)]
+    lasted = benchfleet.rows(
+        f"SELECT sum(end_ns - start_ns) FROM rounds WHERE kind = 'counted' AND run_id = '{case['run_id']}'"
+    )
+    assert 1 < case["rounds"] < 200
+    assert lasted[0][0] >= 300_000_000
     assert benchfleet.show()[0]["rounds"] == 5  # nothing here is known to 0.1 %
 
 
