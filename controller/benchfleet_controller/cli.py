@@ -269,6 +269,38 @@ def _compare(compare: argparse.ArgumentParser) -> None:
     _add_format(compare)
 
 
+def _select(select: argparse.ArgumentParser) -> None:
+    select.epilog = (
+        "examples:\n"
+        "  benchfleet select last --max-ttft-p95 500ms --max-ram 2GiB --license mit,apache-2.0\n"
+        "  benchfleet select RUN1 RUN2 --max-latency-p95 3 --capability summarization --prefer memory\n"
+        "times in seconds or with ms; sizes as 2GiB, 800MB or bytes. What is not measured never passes.\n"
+        "exit codes: 0 a recommendation, which JSON and text call sure or not; 1 nothing passes."
+    )
+    select.formatter_class = argparse.RawDescriptionHelpFormatter
+    select.add_argument("run", nargs="*", metavar="RUN", help=f"{_RUN_HELP}; several are put together (default last)")
+    select.add_argument("--max-ttft-p95", metavar="TIME", help="95th percentile of the time to the first token")
+    select.add_argument("--max-latency-p95", metavar="TIME", help="95th percentile of the whole answer's time")
+    select.add_argument("--max-latency-avg", metavar="TIME", help="its mean")
+    select.add_argument("--min-tokens-per-s", metavar="N", help="decode rate of a request")
+    select.add_argument("--max-ram", metavar="SIZE", help="peak resident memory of the runtime")
+    select.add_argument("--max-vram", metavar="SIZE", help="peak device memory; no question for what runs on the CPU")
+    select.add_argument("--max-disk", metavar="SIZE", help="size of the model on disk")
+    select.add_argument("--min-quality", metavar="RATIO", help="0.8 or 80%%; fails where no quality was measured")
+    select.add_argument(
+        "--license", action="append", metavar="NAME,…", help="any of these licences, as SPDX names them"
+    )
+    select.add_argument("--capability", action="append", metavar="TAG,…", help="all of these tags of models.json")
+    select.add_argument("--models", type=_path, metavar="FILE", help="models.json (default: the one of the run)")
+    select.add_argument(
+        "--prefer",
+        choices=("latency", "ttft", "throughput", "memory", "disk", "quality"),
+        default="latency",
+        help="what decides among those that pass (default latency, its p95)",
+    )
+    _add_format(select)
+
+
 def _baseline(baseline: argparse.ArgumentParser) -> None:
     baseline.epilog = (
         "examples:\n"
@@ -334,6 +366,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
     "collect": ("running:collect", "fetch what hosts still hold, e.g. after Ctrl-C", _collect),
     "cancel": ("running:cancel", "end a run's jobs on their hosts and fetch what they have", _cancel),
     "compare": ("comparing:compare_command", "which is better, by how much, how sure", _compare),
+    "select": ("selecting:select_command", "which model to take under limits, and why", _select),
     "baseline": ("baselines:baseline", "named results that later runs are compared with", _baseline),
     "report": ("answers:report", "write a run's report to a file", _report),
     "hosts": ("hosts:hosts", "known hosts, and whether they answer", _hosts),

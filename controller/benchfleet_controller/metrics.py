@@ -140,7 +140,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         _HIGHER,
         "Prefill tokens/s",
         ".0f",
-        "sum(prompt tokens)/sum(TTFT) over requests without hidden tokens",
+        "sum(prompt tokens)/sum(TTFT) over requests whose accounting is not hidden_tokens",
         by_round=_of_requests(
             "sum(prompt_tokens) FILTER (WHERE prefill_tokens_per_s IS NOT NULL) / "
             "sum(ttft_s) FILTER (WHERE prefill_tokens_per_s IS NOT NULL)",

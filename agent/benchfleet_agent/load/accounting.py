@@ -22,6 +22,8 @@ BYTES_PER_TOKEN = 4
 """The rule of thumb for English text in common vocabularies; only ever used for an ``estimate``."""
 LONGEST_PLAUSIBLE_TOKEN_BYTES = 8
 """Chunks longer than this on average hold several tokens each."""
+_REASONING_MARKERS = 3
+"""Tokens around streamed reasoning that servers count and never send: ``<think>``, ``</think>`` and its newline."""
 _NATURAL_ENDS = frozenset({"stop", "tool_calls", "function_call"})
 _TOKENIZER_TOLERANCE = 0.1  # encoding a text again need not give the very tokens that were generated
 
@@ -214,7 +216,7 @@ def account(answer: Answer, *, failed: bool = False, count: CountTokens | None =
         return _without_usage(answer, count)
     accounting, visible = _compare(answer, usage.output_tokens, usage.reasoning_tokens or 0, count)
     reasoning = usage.reasoning_tokens
-    if reasoning is None and accounting in (Accounting.CONSISTENT, Accounting.STOP_TOKEN_COUNTED):
+    if reasoning is None and accounting in (Accounting.CONSISTENT, Accounting.STRUCTURE_TOKENS_COUNTED):
         reasoning = answer.reasoning_chunks  # a chunk a token, so this is exact
     return _with_usage(usage, accounting, visible, reasoning, TokensSource.USAGE)
 
@@ -248,12 +250,13 @@ def _compare(answer: Answer, counted: int, reasoning: int, count: CountTokens | 
         return Accounting.HIDDEN_TOKENS, chunks if all_but_stop else sendable
     if chunks > counted or unseen_reasoning:
         return Accounting.MORE_CHUNKS_THAN_TOKENS, None
-    if chunks == counted - 1 and natural_end:
-        return Accounting.STOP_TOKEN_COUNTED, chunks
+    unspoken = natural_end + (_REASONING_MARKERS if answer.reasoning_chunks else 0)
+    if counted - chunks <= unspoken:
+        return Accounting.STRUCTURE_TOKENS_COUNTED, chunks
     if (tokens := encoded()) is not None:
         if tokens >= counted * (1 - _TOKENIZER_TOLERANCE):
             return Accounting.SEVERAL_TOKENS_PER_CHUNK, counted
-        return Accounting.HIDDEN_TOKENS, tokens
+        return Accounting.HIDDEN_TOKENS, max(tokens, chunks)  # encoding again may merge what was sent apart
     size_bytes = sum(len(text.encode()) for text in answer.texts)
     if size_bytes > chunks * LONGEST_PLAUSIBLE_TOKEN_BYTES:
         return Accounting.SEVERAL_TOKENS_PER_CHUNK, None

@@ -9,7 +9,7 @@ from typing import Any
 from benchfleet.failures import Failure, Reason
 
 _EXCERPT_LENGTH = 400
-# OpenAI: context_length_exceeded; Foundry Local: "exceeds the model's maximum context length" (400, earlier 500);
+# OpenAI: context_length_exceeded; Foundry Local: "exceeds the model's maximum context length" (400; streamed: an error object after 200);
 # llama.cpp: "exceeds the available context size"; vLLM: "maximum context length is"; others: "context window".
 _OVERFLOW = re.compile(
     r"context[ _]?(length|size|window)|exceed_context|maximum context|prompt is too long", re.IGNORECASE
@@ -34,6 +34,13 @@ def http_failure(status: int, body: str, location: str | None = None) -> Failure
     if status == 400 and _NOT_LOADED.search(body):
         return Failure(Reason.NOT_LOADED, words)
     return Failure(Reason.HTTP_ERROR, words)
+
+
+def stream_failure(said: str) -> Failure:
+    """The failure behind an error object inside a stream; Foundry Local refuses even a whole request that way."""
+    if _OVERFLOW.search(said):
+        return Failure(Reason.CONTEXT_OVERFLOW, f"the server reported: {said} (shorten the prompt or lower max_tokens)")
+    return Failure(Reason.STREAM_ERROR, f"the server reported: {said}")
 
 
 def error_message(body: str) -> str:

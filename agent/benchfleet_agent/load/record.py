@@ -60,8 +60,9 @@ class Accounting(StrEnum):
     """The server sent no token count; ``tokens_source`` says who counted instead."""
     CONSISTENT = "consistent"
     """Every counted token arrived in a chunk of its own."""
-    STOP_TOKEN_COUNTED = "stop_token_counted"
-    """Consistent but for one counted token without a chunk, after a natural end: the end-of-text token."""
+    STRUCTURE_TOKENS_COUNTED = "structure_tokens_counted"
+    """Consistent but for counted tokens that only mark structure and have no chunk: the end-of-text token, the markers
+    around streamed reasoning."""
     HIDDEN_TOKENS = "hidden_tokens"
     """The server counted tokens that it never sent (hidden reasoning): they took time but have no arrival."""
     SEVERAL_TOKENS_PER_CHUNK = "several_tokens_per_chunk"

@@ -10,7 +10,7 @@ from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet_agent.load.accounting import Answer, Counts, End, account, verdict
 from benchfleet_agent.load.client import Client, ConnectionLost, ErrorObject, Garbled, Overdue, Refused
 from benchfleet_agent.load.counting import CountTokens
-from benchfleet_agent.load.http_errors import http_failure
+from benchfleet_agent.load.http_errors import http_failure, stream_failure
 from benchfleet_agent.load.record import RequestRecord, StampSource, Status
 from benchfleet_agent.load.settings import NO_KEY, NS_PER_S, LoadSettings, RequestSpec
 from benchfleet_agent.load.wire import NEVER_NS, Exchange
@@ -47,7 +47,7 @@ class Requester:
         except WorkFailed as error:
             failure = error.failure
         except ErrorObject as error:
-            failure = Failure(Reason.STREAM_ERROR, f"the server reported: {error}")
+            failure = stream_failure(str(error))
         except Refused as error:
             failure = http_failure(error.status, error.body, exchange.location)
         except Overdue:

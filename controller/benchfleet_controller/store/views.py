@@ -29,7 +29,7 @@ SELECT
        THEN (token_offset_ns[-1] - token_offset_ns[1]) / 1e9 END AS decode_s,
   decode_s / (rate_tokens - 1) AS tpot_s,
   (rate_tokens - 1) / decode_s AS decode_tokens_per_s,
-  CASE WHEN coalesce(hidden_tokens, 0) = 0 AND token_offset_ns[1] > 0
+  CASE WHEN accounting <> 'hidden_tokens' AND token_offset_ns[1] > 0
        THEN prompt_tokens / (token_offset_ns[1] / 1e9) END AS prefill_tokens_per_s,
   CASE WHEN len(token_offset_ns) > 1
        THEN list_transform(list_zip(token_offset_ns[2:], token_offset_ns[1:len(token_offset_ns) - 1]),

@@ -125,7 +125,7 @@ CASES = [
     Case(
         "stop token counted",
         [*[content()] * 10, finish("stop"), usage(11)],
-        Accounting.STOP_TOKEN_COUNTED, 11, 10, 1, 0,
+        Accounting.STRUCTURE_TOKENS_COUNTED, 11, 10, 1, 0,
     ),
     Case(
         "one token missing without a natural end",

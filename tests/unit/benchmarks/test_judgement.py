@@ -13,7 +13,7 @@ from benchmarks.peers.errors import (
 )
 from benchmarks.peers.measurement import Figures, Results
 from benchmarks.peers.process import cpu_between
-from benchmarks.peers.report import report, table
+from benchmarks.peers.report import percent, report, table
 from benchmarks.peers.shapes import BY_NAME
 from benchmarks.peers.targets import OURS, RAW, judge
 from benchmarks.peers.targets import PLAIN as PLAIN_CLIENT
@@ -210,3 +210,8 @@ def test_the_page_says_what_is_missing_and_why() -> None:
 
 def test_a_table_has_a_column_for_every_head() -> None:
     assert table(["client", "ms"], [["a", "1"]]) == "| client | ms |\n| --- | ---: |\n| a | 1 |"
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(-0.0001, "0.0%"), (0.0149, "+1.5%"), (-0.75, "-75.0%")])
+def test_nothing_has_no_sign(ratio: float, text: str) -> None:
+    assert percent(ratio) == text

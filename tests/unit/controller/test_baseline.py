@@ -14,7 +14,8 @@ from benchfleet_controller.compare import Rounds, Verdict, compare
 
 CASE: dict[str, Any] = {
     "case_id": "c1", "run_id": "r1", "host": "a", "runtime": "foundry", "model": "tiny", "model_asked": "tiny",
-    "status": "succeeded", "requests": 40, "failed": 0, "ttft_n": 40, "ttft_p50_s": 0.1234567891, "started_at": object(),
+    "status": "succeeded", "requests": 40, "failed": 0, "ttft_n": 40, "ttft_p50_s": 0.1234567891,
+    "started_at": object(),
 }  # fmt: skip
 ROUNDS = {("ttft_p50_s", "c1"): Rounds(np.array([0.1, math.nan, 0.3, 0.1]), np.array([1.0, 0.0, 2.0, 1.0]))}
 

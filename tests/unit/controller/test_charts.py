@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_cases_without_speed_or_memory_are_left_out_of_the_scatter_and_counted()
     assert [(row["case"], row["memory"], row["speed"], row["front"]) for row in drawn] == [
         ("#1 alpha · cpu", 100.0, 50.0, "on the front")
     ]
-    assert "1 cases lack one of the two" in chart.caption
+    assert "not drawn: 1" in chart.caption
     assert charts.tradeoff_chart(_LABELS, _CASES) is None
 
 
@@ -113,7 +114,7 @@ def test_a_time_line_is_drawn_for_each_series_with_its_rounds_and_outliers() -> 
     shades = [band["shade"] for band in data["bands"]]
     assert shades[1] < shades[2] < shades[0]
     assert [(mark["at"], mark["reason"], mark["times as long"]) for mark in data["marks"]] == [(3.0, "stall", "5.0")]
-    assert "1 outlying requests" in found[0].caption
+    assert "outlying requests, as triangles: 1" in found[0].caption
 
 
 def test_several_devices_share_a_chart_and_differ_in_dash_too() -> None:
@@ -152,6 +153,15 @@ def test_charts_become_images_without_a_browser(tmp_path: Any, ending: str, begi
     path = tmp_path / f"chart.{ending}"
     charts.write_image(chart, path)
     assert path.read_bytes().startswith(begins)
+
+
+def test_hostile_names_stay_text_in_an_image(tmp_path: Any) -> None:
+    labels = {"a": "</text><script>alert(1)</script>"}
+    (chart,) = charts.spread_charts(labels, [_spread("a")], [])
+    charts.write_image(chart, tmp_path / "chart.svg")
+    tree = ElementTree.parse(tmp_path / "chart.svg")
+    assert not [one for one in tree.iter() if one.tag.endswith("script")]
+    assert "</text><script>alert(1)</script>" in [one.text for one in tree.iter()]
 
 
 def test_an_unknown_image_format_is_refused(tmp_path: Any) -> None:

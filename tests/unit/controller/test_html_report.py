@@ -14,6 +14,7 @@ import pytest
 
 from benchfleet_controller.commands.answers import report_data
 from benchfleet_controller.outliers import outliers
+from benchfleet_controller.report import ReportData
 from fakes.lab import HOSTILE, lab_store
 
 pytest.importorskip("altair", reason="the extra `report` is not installed")
@@ -166,6 +167,14 @@ def test_a_run_without_results_still_has_a_page(tmp_path: Path) -> None:
     parsed = _Parsed(render_html(HtmlReport(report_data(store, "r1"))))
     assert "Results" in parsed.text
     assert "Time lines" not in parsed.text
+
+
+def test_a_run_that_reached_no_host_still_has_a_page() -> None:
+    plan = {"name": "never \u202e ran"}
+    parsed = _Parsed(render_html(HtmlReport(ReportData(run={"name": "lost", "plan": plan}, hosts=[], cases=[]))))
+    assert "Benchmark report: lost" in parsed.text
+    assert "0 cases (0 failed) on 0 hosts" in parsed.text
+    assert '"name": "never ran"' in parsed.text
 
 
 def test_all_charts_can_be_written_as_images(tmp_path: Path, data: HtmlReport) -> None:
