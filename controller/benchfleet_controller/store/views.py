@@ -5,7 +5,9 @@ Per request (`request_metrics`), with t_first and t_last the first and last toke
 * ``ttft_s`` = t_first − t0; ``e2e_s`` = end of the body − t0;
 * ``rate_tokens`` = the tokens known to have arrived between t_first and t_last: the visible ones where they are known,
   all counted ones where several came per chunk or the server splits tokens, else one a chunk (a lower bound);
-  ``rate_basis`` says which. ``tpot_s`` = (t_last − t_first)/(rate_tokens − 1); ``decode_tokens_per_s`` its inverse.
+  ``rate_basis`` says which. ``decode_tokens`` = those of them that arrived after t_first: all but one, or, when chunks
+  hold several, all but the first chunk's share of the text. ``tpot_s`` = (t_last − t_first)/decode_tokens;
+  ``decode_tokens_per_s`` its inverse.
 
 Per case (`case_results`) only ok requests of counted rounds enter; see the comments of its columns.
 """
@@ -27,8 +29,11 @@ SELECT
        WHEN accounting = 'fewer_chunks_than_tokens' THEN 'chunks' END AS rate_basis,
   CASE WHEN rate_tokens > 1 AND token_offset_ns[-1] > token_offset_ns[1]
        THEN (token_offset_ns[-1] - token_offset_ns[1]) / 1e9 END AS decode_s,
-  decode_s / (rate_tokens - 1) AS tpot_s,
-  (rate_tokens - 1) / decode_s AS decode_tokens_per_s,
+  CASE WHEN rate_tokens > len(token_offset_ns) AND list_min(piece_length) > 0
+       THEN rate_tokens * (1 - piece_length[1] / list_sum(piece_length))
+       ELSE rate_tokens - 1 END AS decode_tokens,
+  decode_s / decode_tokens AS tpot_s,
+  decode_tokens / decode_s AS decode_tokens_per_s,
   CASE WHEN accounting <> 'hidden_tokens' AND token_offset_ns[1] > 0
        THEN prompt_tokens / (token_offset_ns[1] / 1e9) END AS prefill_tokens_per_s,
   CASE WHEN len(token_offset_ns) > 1
@@ -53,7 +58,7 @@ SELECT
   avg(e2e_s) FILTER (WHERE status = 'ok') AS e2e_avg_s,
   quantile_cont(e2e_s, [0.5, 0.95]) FILTER (WHERE status = 'ok') AS e2e_q,
   avg(tpot_s) FILTER (WHERE status = 'ok') AS tpot_avg_s,
-  sum(rate_tokens - 1) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
+  sum(decode_tokens) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
     / sum(decode_s) FILTER (WHERE status = 'ok') AS decode_tokens_per_s,
   string_agg(DISTINCT rate_basis, '+' ORDER BY rate_basis) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
     AS decode_basis,

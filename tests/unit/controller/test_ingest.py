@@ -105,6 +105,18 @@ def test_an_answer_in_one_piece_has_latency_but_no_token_times(store: Store) -> 
             "visible",
         ),
         ({"tokens": 9, "visible_token_count": None, "accounting": "several_tokens_per_chunk"}, 40, "output"),
+        # The first chunk holds a third of the text: 6 of 9 tokens came after it, in 0.2 s.
+        (
+            {
+                "tokens": 9,
+                "visible_token_count": None,
+                "accounting": "several_tokens_per_chunk",
+                "piece_length": [8] * 3,
+            },
+            30,
+            "output",
+        ),
+        ({"tokens": 3, "piece_length": [9, 1, 1]}, 10, "output"),  # a chunk a token: how long they are says nothing
         ({"tokens": 9, "visible_token_count": None, "accounting": "fewer_chunks_than_tokens"}, 10, "chunks"),
         ({"tokens": 2, "visible_token_count": None, "accounting": "more_chunks_than_tokens"}, 5, "output"),
     ],
