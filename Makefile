@@ -12,7 +12,7 @@ help:  ## print this help
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[agent,controller]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[agent,controller,report]" --group dev
 	@touch $@
 
 demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, a real model, a comparison

@@ -87,7 +87,7 @@ CASES = [
     Case(
         "stop_token",
         {"stop_token": True, "finish_reason": "stop"},
-        accounting=Accounting.STOP_TOKEN_COUNTED,
+        accounting=Accounting.STRUCTURE_TOKENS_COUNTED,
         output=17,
         hidden=1,
     ),

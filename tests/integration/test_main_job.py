@@ -97,7 +97,7 @@ def test_reports_are_written_in_every_format_and_never_over_a_file(
     agent = make_agent()
     benchfleet(*RUN, "--host", f"solo={agent.address}")
 
-    for ending in ("md", "csv", "json"):
+    for ending in ("md", "csv", "json", "html", "parquet"):
         assert benchfleet("report", "last", "-o", str(tmp_path / f"r.{ending}")).returncode == 0
     again = benchfleet("report", "last", "-o", str(tmp_path / "r.md"))
 
@@ -109,6 +109,8 @@ def test_reports_are_written_in_every_format_and_never_over_a_file(
     (case,) = json.loads((tmp_path / "r.json").read_text())["cases"]
     assert {"alias", "latency_avg", "latency_p95", "tokens_per_sec_avg", "first_token_latency_avg"} <= set(case)
     assert (tmp_path / "r.csv").read_text().startswith("host,device,runtime,model")
+    assert "tiny-random" in (tmp_path / "r.html").read_text()
+    assert benchfleet.rows(f"SELECT host, ttft_p50_s > 0 FROM '{tmp_path / 'r.parquet'}'") == [("solo", True)]
 
 
 def test_the_seeds_environment_variables_and_a_plan_work(

@@ -6,21 +6,26 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.capacity import Limits
 from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
 from benchfleet_controller.commands.comparing import comparison_of
+from benchfleet_controller.outliers import outliers
 from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
     ReportData,
+    ReportError,
     case_document,
     clean,
     render_table,
     to_json,
     write_report,
+    write_text,
+    write_whole,
 )
 from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
 from benchfleet_controller.report.sections import (
@@ -184,10 +189,28 @@ def report(options: argparse.Namespace) -> int:
     """Write a run's report."""
     store = store_of(options)
     run_id = store.resolve_run(options.run)
-    data = report_data(store, run_id, goodput=options.goodput)
-    write_report(options.output, data, force=options.force)
-    print(options.output)
+    target: Path = options.output
+    ending = target.suffix.lower()
+    if ending == ".parquet":
+        write_whole(target, lambda path: store.write_parquet(path, [run_id]), force=options.force)
+    elif ending == ".html":
+        text = html_of(store, run_id, options.goodput)
+        write_whole(target, lambda path: write_text(path, text), force=options.force)
+    else:
+        write_report(target, report_data(store, run_id, goodput=options.goodput), force=options.force)
+    print(target)
     return EXIT_DONE
+
+
+def html_of(store: Store, run_id: str, goodput: str | None = None) -> str:
+    """The page of a run. Raises `ReportError` without the libraries that draw it."""
+    try:
+        from benchfleet_controller.report.html import HtmlReport, render_html
+    except ImportError as error:
+        raise ReportError(f"charts need more libraries ({error}); run: pip install 'benchfleet[report]'") from None
+    data = report_data(store, run_id, goodput=goodput)
+    timeline = store.timeline(run_id)
+    return render_html(HtmlReport(data, timeline, outliers(timeline.measured)))
 
 
 def report_data(store: Store, run_id: str, baseline: str | None = None, goodput: str | None = None) -> ReportData:

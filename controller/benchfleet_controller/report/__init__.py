@@ -1,10 +1,11 @@
-"""Reports: one run with its hosts, results, comparison and warnings, as Markdown, JSON or CSV; and every listing."""
+"""Reports: one run with its hosts, results, comparison and warnings; and every listing."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ __all__ = [
     "render_table",
     "to_json",
     "write_report",
+    "write_text",
+    "write_whole",
 ]
 
 SCHEMA_VERSION = 1
 """Of the JSON report; raised when a name changes its meaning or goes away."""
-REPORT_ENDINGS = (".md", ".json", ".csv")
+TEXT_ENDINGS = (".md", ".json", ".csv")
+REPORT_ENDINGS = (*TEXT_ENDINGS, ".html", ".parquet")
 
 
 class ReportError(Exception):
@@ -53,28 +57,36 @@ def render_report(data: ReportData, ending: str) -> str:
 
 
 def write_report(path: Path | str, data: ReportData, *, force: bool = False) -> None:
-    """Write the report whole or not at all, in the format its ending names.
-
-    Raises `ReportError`: unknown ending, a file that exists (unless ``force``), or a place that cannot be written.
-    """
+    """Write a text report whole or not at all, in the format its ending names. Raises `ReportError`."""
     target = Path(path)
     text = render_report(data, target.suffix.lower())
+    write_whole(target, lambda temporary: write_text(temporary, text), force=force)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The text as UTF-8 with plain line ends, on disk when this returns."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(target: Path, write: Callable[[Path], None], *, force: bool = False) -> None:
+    """Have a file written beside its place and moved there: whole or not at all.
+
+    Raises `ReportError`: a file that exists (unless ``force``), or a place that cannot be written.
+    """
     if target.is_dir():
         raise ReportError(f"{target} is a directory: name a file")
     if target.exists() and not force:
         raise ReportError(f"{target} exists: use --force to replace it or name another file")
-    temporary: str | None = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            temporary = Path(folder) / target.name
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise ReportError(f"cannot write {target}: {error.strerror or error}; name another file") from error
 
 

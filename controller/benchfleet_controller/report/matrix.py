@@ -37,8 +37,9 @@ class Cell:
 class MatrixRow:
     """A metric under some conditions; ``cells`` are in the order of the groups, None where nothing ran."""
 
-    conditions: tuple[str, ...]
     metric: str
+    conditions: str
+    """Those that differ between rows."""
     cells: Sequence[Cell | None]
 
 
@@ -52,42 +53,56 @@ class Matrix:
     """Conditions that hold everywhere."""
     counts: str
     """How many verdicts of each kind."""
-    varying: Sequence[str]
-    """Headings of the conditions that differ between rows."""
     groups: Sequence[str]
     rows: Sequence[MatrixRow]
 
 
 def matrix_of(comparison: Comparison | None) -> Matrix | None:
     """The comparison as a matrix; None: there is only one group."""
-    if comparison is None or not comparison.rows:
+    if comparison is None or len(groups := list(dict.fromkeys(row.group for row in comparison.rows))) < 2:
         return None
-    groups = list(dict.fromkeys(row.group for row in comparison.rows))
-    if len(groups) < 2:
-        return None
-    names = list(comparison.rows[0].conditions)
-    names = [name for name in names if any(row.conditions.get(name) is not None for row in comparison.rows)]
-    varying = [name for name in names if len({str(row.conditions.get(name)) for row in comparison.rows}) > 1]
-    cells: dict[tuple[tuple[str, ...], str], dict[str, Cell]] = {}
-    for row in comparison.rows:
-        stratum = tuple(human(name, row.conditions.get(name)) for name in varying)
-        cells.setdefault((stratum, row.metric), {})[row.group] = _cell(row)
-    first = comparison.rows[0].conditions
-    shared = [f"{name.replace('_', ' ')} {human(name, first[name])}" for name in names if name not in varying]
+    lines = _lines(comparison.rows)
+    names = [
+        name for name in lines[0][0].conditions if any(row.conditions[name] is not None for row in comparison.rows)
+    ]
+    varying = [name for name in names if len({str(line[0].conditions[name]) for line in lines}) > 1]
+    shared = [name for name in names if len({str(row.conditions[name]) for row in comparison.rows}) == 1]
     counts = {verdict: sum(row.verdict is verdict for row in comparison.rows) for verdict in Verdict}
     said = [f"{n} {word(verdict)}" for verdict, n in counts.items() if n and verdict is not Verdict.BASELINE]
     return Matrix(
         by=" and ".join(comparison.by),
         baseline=clean(comparison.baseline),
-        shared=", ".join(shared),
+        shared=_told(lines[0][0], shared),
         counts=", ".join(said) or "nothing to compare",
-        varying=[name.replace("_", " ").capitalize() for name in varying],
         groups=[clean(group) for group in groups],
         rows=[
-            MatrixRow(stratum, registry.BY_NAME[metric].label, [of.get(group) for group in groups])
-            for (stratum, metric), of in cells.items()
+            MatrixRow(registry.BY_NAME[line[0].metric].label, _told(line[0], varying), [cells.get(g) for g in groups])
+            for line in lines
+            for cells in [{row.group: _cell(row) for row in line}]
         ],
     )
+
+
+def _lines(rows: Sequence[Compared]) -> list[list[Compared]]:
+    """Rows that were compared with each other, which may have run on other devices: the user left that open."""
+    lines: list[list[Compared]] = []
+    last: dict[tuple[str, str], list[Compared]] = {}
+    for row in rows:
+        held = str({name: value for name, value in row.conditions.items() if name != "device"})
+        line = last.get((row.metric, held))
+        if line is None or any(row.group == other.group for other in line) or not _together(row, line[0]):
+            line = last[row.metric, held] = []
+            lines.append(line)
+        line.append(row)
+    return lines
+
+
+def _together(row: Compared, first: Compared) -> bool:
+    return row.verdict is not Verdict.NOT_COMPARABLE or row.conditions.get("device") == first.conditions.get("device")
+
+
+def _told(row: Compared, names: Sequence[str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {human(name, row.conditions[name])}" for name in names)
 
 
 def _cell(row: Compared) -> Cell:
@@ -95,7 +110,7 @@ def _cell(row: Compared) -> Cell:
     if ratio and row.low is not None and row.high is not None:
         ratio += f" ({row.low:.2f} to {row.high:.2f})"
     if ratio and row.rounds:
-        ratio += f", {row.rounds} rounds"
+        ratio += f", {row.rounds} round{'s' * (row.rounds != 1)}"
     notes = clean("; ".join(part for part in (row.why, *row.flags) if part))
     return Cell(row.verdict.value, SYMBOLS[row.verdict], word(row.verdict), human(row.metric, row.value), ratio, notes)
 

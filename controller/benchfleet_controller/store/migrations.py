@@ -1,11 +1,12 @@
 """How an older file becomes a newer one: ordered steps, each run once, in the transaction of the opening.
 
-A new step goes to the end of `MIGRATIONS` and never changes afterwards. Views are made anew after any step, so a
-changed view needs a step too (it may do nothing else). Metrics added to the contract get their column by themselves.
+A new step goes to the end of `MIGRATIONS` and never changes afterwards. Views are made anew whenever they differ from
+this program's, and metrics added to the contract get their column by themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import duckdb
@@ -45,6 +46,8 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m003_baselines,
 )
 LATEST = len(MIGRATIONS)
+_VIEWS_NAME = "views " + hashlib.sha256(repr(VIEWS).encode()).hexdigest()[:16]
+"""Views hold no data: they are made anew whenever the program's differ."""
 
 
 def version(connection: duckdb.DuckDBPyConnection) -> int | None:
@@ -60,7 +63,7 @@ def version(connection: duckdb.DuckDBPyConnection) -> int | None:
 
 def needed(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether `migrate` would change anything in a file of ours that is not newer than this program."""
-    return version(connection) != LATEST or bool(_missing_sample_columns(connection))
+    return version(connection) != LATEST or bool(_missing_sample_columns(connection)) or not _has_our_views(connection)
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, current: int) -> None:
@@ -78,10 +81,19 @@ def migrate(connection: duckdb.DuckDBPyConnection, current: int) -> None:
         )
     for name, type_ in _missing_sample_columns(connection):
         connection.execute(f"ALTER TABLE samples ADD COLUMN {name} {type_}")
-    if current < LATEST:
+    if not _has_our_views(connection):
         for name, (query, comment) in VIEWS.items():
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
             connection.execute(f"COMMENT ON VIEW {name} IS '{comment}'")
+        connection.execute("INSERT INTO schema_migrations VALUES (?, ?, ?, now())", [APPLICATION, LATEST, _VIEWS_NAME])
+
+
+def _has_our_views(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the last views made in the file are those of this program."""
+    last = connection.execute(
+        "SELECT name FROM schema_migrations WHERE name LIKE 'views %' ORDER BY applied_at DESC LIMIT 1"
+    ).fetchall()
+    return last == [(_VIEWS_NAME,)]
 
 
 def _missing_sample_columns(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:

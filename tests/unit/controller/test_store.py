@@ -201,3 +201,12 @@ def test_metrics_are_columns_of_the_view(tmp_path: Path) -> None:
         assert metric.n_column is None or metric.n_column in row
         store.round_values(metric.name)
     assert len(migrations.MIGRATIONS) == migrations.LATEST
+
+
+def test_a_file_with_other_views_gets_this_programs_when_it_is_opened(tmp_path: Path) -> None:
+    store = recorded(tmp_path / "bench.duckdb")
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("CREATE OR REPLACE VIEW case_results AS SELECT 1 AS one")
+        connection.execute("DELETE FROM schema_migrations WHERE name LIKE 'views %'")
+        connection.execute("INSERT INTO schema_migrations VALUES ('benchfleet', 1, 'views of an older day', now())")
+    assert "ttft_p50_s" in store.case_results()[0]
