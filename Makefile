@@ -19,9 +19,10 @@ demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, 
 	$(BIN)/benchfleet demo
 
 test: .venv/.ready  ## all tests that need no more than a few minutes, on the real Foundry Local runtime
-	$(BIN)/python -m pytest -m "not slow and not live"
+	$(BIN)/python -m pytest -m "not slow and not live" --numprocesses 2 tests/unit
+	$(BIN)/python -m pytest -m "not slow and not live" tests/integration
 
-test-slow: .venv/.ready  ## the slow tests: the demo and the real model's build
+test-slow: .venv/.ready  ## the slow tests: the demo, the real model's build, reports in Chromium
 	$(BIN)/python -m pytest -m "slow and not live"
 
 lint: .venv/.ready  ## ruff, import contracts
@@ -49,8 +50,9 @@ proto-check: proto  ## the checked-in generated code is what the .proto files sa
 
 bench: bench-timing  ## all of the program's own benchmarks
 
-bench-timing: .venv/.ready  ## how true our time stamps are, against the plain openai client
+bench-timing: .venv/.ready  ## how true our time stamps are: budgets, then against peers (docs/timing.md; 1 GB of peers)
 	$(BIN)/python benchmarks/timing.py
+	$(BIN)/python -m benchmarks.peers --write docs/timing.md
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist demo
