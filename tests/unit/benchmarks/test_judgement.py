@@ -9,11 +9,12 @@ from benchmarks.peers.errors import (
     errors_by_request,
     errors_of_aggregates,
     median_errors,
+    percent,
     rate_of,
 )
 from benchmarks.peers.measurement import Figures, Results
 from benchmarks.peers.process import cpu_between
-from benchmarks.peers.report import percent, report, table
+from benchmarks.peers.report import report, table
 from benchmarks.peers.shapes import BY_NAME
 from benchmarks.peers.targets import OURS, RAW, judge
 from benchmarks.peers.targets import PLAIN as PLAIN_CLIENT
