@@ -152,14 +152,14 @@ def compare(
     used = [
         row for row in cases if row["status"] == "succeeded" or (row.get("requests") or 0) > (row.get("failed") or 0)
     ]
-    names = list(dict.fromkeys(_name(row, by) for row in used))
+    names = list(dict.fromkeys(group_name(row, by) for row in used))
     if baseline is None:
         baseline = names[0] if names else ""
     elif baseline not in names:
         raise ValueError(f"no {' / '.join(by)} {baseline!r} to compare with; there are: {', '.join(names) or 'none'}")
     strata: dict[tuple[Any, ...], dict[str, _Group]] = {}
     for row in used:
-        strata.setdefault(_stratum(row, by), {}).setdefault(_name(row, by), _Group()).cases.append(row)
+        strata.setdefault(stratum(row, by), {}).setdefault(group_name(row, by), _Group()).cases.append(row)
     found: list[Compared] = []
     for groups in strata.values():
         for metric in metrics:
@@ -342,7 +342,7 @@ def _differences(
 
 def _nearest(group: _Group, cases: Sequence[Row], by: tuple[str, ...], baseline: str) -> str:
     row = group.cases[0]
-    candidates = [other for other in cases if _name(other, by) == baseline]
+    candidates = [other for other in cases if group_name(other, by) == baseline]
     columns = [c for d, c in _DIMENSIONS.items() if d not in (*by, "run", "case")] + list(CONDITIONS)
     best: list[str] | None = None
     for other in candidates:
@@ -357,7 +357,8 @@ def _told(group: _Group, column: str) -> str:
     )
 
 
-def _name(row: Row, by: tuple[str, ...]) -> str:
+def group_name(row: Row, by: tuple[str, ...]) -> str:
+    """What a case's group is called when compared by these dimensions."""
     return " / ".join(
         _case_name(row) if one == "case" else str(row.get(_SHOWN.get(one, "")) or row.get(_DIMENSIONS[one]) or "any")
         for one in by
@@ -372,7 +373,8 @@ def _case_name(row: Row) -> str:
     return " ".join([*(str(part) for part in what if part), load])
 
 
-def _stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:
+def stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:
+    """What is held equal: cases of different strata are never compared."""
     if "case" in by:
         return ()
     held = [column for dimension, column in _DIMENSIONS.items() if dimension not in (*by, "run", "case")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -139,6 +140,10 @@ def test_answers_of_a_deterministic_run_come_again_and_are_stored_with_their_has
     )
     assert len(same) == 4
     assert {row[2:] for row in same} == {(1, 1, 2)}
+    new, old = _runs(benchfleet)
+    rows = json.loads(benchfleet("compare", new, "--baseline", old, "--answers", "--format", "json").stdout)
+    (compared,) = [row for row in rows if row["group"] == new]
+    assert (compared["pairs"], compared["equal"], compared["share"]) == (4, 4, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.plan_draft import PlanError
 from benchfleet_controller.prompts import PromptError
 from benchfleet_controller.report import ReportError
-from benchfleet_controller.store import Store, StoreError, StoreMissing
+from benchfleet_controller.store import Store, StoreError, StoreMissing, TooManyRequests
 
 EXIT_HOST = 4
 
@@ -28,7 +28,8 @@ class UsageError(Exception):
 
 
 KNOWN_ERRORS = (
-    UsageError, BaselineError, PlanError, PromptError, InventoryError, StoreError, ReportError, Refused, HostProblem,
+    UsageError, TooManyRequests, BaselineError, PlanError, PromptError, InventoryError, StoreError, ReportError,
+    Refused, HostProblem,
 )  # fmt: skip
 """Errors that are told in a line, without a traceback."""
 

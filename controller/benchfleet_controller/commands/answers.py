@@ -13,7 +13,7 @@ from benchfleet_controller.capacity import Limits
 from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
 from benchfleet_controller.commands.comparing import comparison_of
-from benchfleet_controller.outliers import outliers
+from benchfleet_controller.commands.evidence import outliers_text
 from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
@@ -37,7 +37,7 @@ from benchfleet_controller.report.sections import (
 )
 from benchfleet_controller.report.sweeps import sweep_section, sweeps_of
 from benchfleet_controller.results import TABLE_INTERVALS, results_of
-from benchfleet_controller.store import Row, Store
+from benchfleet_controller.store import Row, Store, TooManyRequests
 
 EXIT_DONE, EXIT_CASE_FAILED = 0, 1
 
@@ -89,7 +89,11 @@ def show(options: argparse.Namespace) -> int:
     """One run's results."""
     store = store_of(options)
     run_id = store.resolve_run(options.run)
-    if options.lifecycle:
+    if options.outliers:
+        sys.stdout.write(
+            outliers_text(store.outliers([run_id]), store.case_results([run_id], itl=False), options.format)
+        )
+    elif options.lifecycle:
         sys.stdout.write(lifecycle_text(store, run_id, options.format))
     else:
         sys.stdout.write(run_text(store, run_id, options.format, options.goodput))
@@ -209,8 +213,11 @@ def html_of(store: Store, run_id: str, goodput: str | None = None) -> str:
     except ImportError as error:
         raise ReportError(f"charts need more libraries ({error}); run: pip install 'benchfleet[report]'") from None
     data = report_data(store, run_id, goodput=goodput)
-    timeline = store.timeline(run_id)
-    return render_html(HtmlReport(data, timeline, outliers(timeline.measured)))
+    try:
+        found = store.outliers([run_id])
+    except TooManyRequests:  # the page says that it looked for none
+        found = ()
+    return render_html(HtmlReport(data, store.timeline(run_id), found))
 
 
 def report_data(store: Store, run_id: str, baseline: str | None = None, goodput: str | None = None) -> ReportData:

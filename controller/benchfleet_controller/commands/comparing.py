@@ -13,6 +13,7 @@ from benchfleet_controller import metrics as registry
 from benchfleet_controller.baseline import Baseline
 from benchfleet_controller.commands import UsageError, say, store_of
 from benchfleet_controller.commands.baselines import read_baseline, rounds_of
+from benchfleet_controller.commands.evidence import equality_rows, equality_text
 from benchfleet_controller.compare import CONDITIONS, DIMENSIONS, Compared, Comparison, Verdict, compare
 from benchfleet_controller.gate import Outcome, judge
 from benchfleet_controller.report import Column, clean, comparison_rows, human, render_table, to_json
@@ -44,9 +45,7 @@ def compare_command(options: argparse.Namespace) -> int:
     elif len(run_ids) > 1:
         by = ("run",)
     if options.answers:
-        from benchfleet_controller.commands.evidence import equality_command
-
-        return equality_command(store, run_ids, by, baseline, options.format)
+        return _answers(store, run_ids, by, baseline if document is None else None, options.format)
     try:
         comparison = comparison_of(store, run_ids, by, baseline, metrics, document, _filters(options.where))
     except ValueError as error:
@@ -55,6 +54,15 @@ def compare_command(options: argparse.Namespace) -> int:
     if all(row.verdict is Verdict.BASELINE for row in comparison.rows):
         say("there is one group only, so nothing is compared; try another --by, or name a --baseline")
     return _gate(comparison, options.fail_on_regression)
+
+
+def _answers(store: Store, run_ids: Sequence[str], by: tuple[str, ...], baseline: str | None, style: str) -> int:
+    try:
+        rows = equality_rows(store, run_ids, by, baseline)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    sys.stdout.write(equality_text(rows, style))
+    return EXIT_DONE
 
 
 def comparison_of(

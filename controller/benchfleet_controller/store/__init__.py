@@ -6,20 +6,18 @@ Readers in other terminals get their turn between two operations; whoever finds 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import duckdb
 
-import benchfleet
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.plan import JobPlan, Plan
-from benchfleet_controller.store import exports, ingest, queries
+from benchfleet_controller.store import evidence, exports, ingest, queries, records
 from benchfleet_controller.store.connection import (
     NoSuchRun,
     NotAStore,
@@ -31,6 +29,7 @@ from benchfleet_controller.store.connection import (
     StoreTooNew,
     opened,
 )
+from benchfleet_controller.store.evidence import TooManyRequests
 from benchfleet_controller.store.queries import JobRow, KnownHost, RequestTimes, RoundValues, Row, RunRow
 from benchfleet_controller.store.timeline import Timeline, read_timeline
 
@@ -51,6 +50,7 @@ __all__ = [
     "StoreMissing",
     "StoreTooNew",
     "Timeline",
+    "TooManyRequests",
 ]
 
 _T = TypeVar("_T")
@@ -80,17 +80,19 @@ class Store:
         """Keep a run, its jobs and its cases before anything starts. Makes the file when there is none."""
 
         def change(connection: _Connection) -> None:
-            _insert_run(connection, run_id, plan.name, created_at, plan.seed, _json(dataclasses.asdict(plan)), held_by)
+            records.insert_run(
+                connection, run_id, plan.name, created_at, plan.seed, records.as_json(dataclasses.asdict(plan)), held_by
+            )
             for job in jobs:
-                _insert_job(connection, job.job_id, run_id, job.host.name, job.host.address)
+                records.insert_job(connection, job.job_id, run_id, job.host.name, job.host.address)
             specs = [(job.job_id, job.to_proto(plan, run_id, held_by)) for job in jobs]
-            _insert_cases(connection, run_id, specs)
+            records.insert_cases(connection, run_id, specs)
 
         self._write(change)
 
     def record_host(self, host: host_pb2.Host, name: str, address: str) -> None:
         """Keep how a host is now: a new row when its fingerprint is new, else the old one is marked seen."""
-        self._write(lambda connection: _record_host(connection, host, name, address))
+        self._write(lambda connection: records.record_host(connection, host, name, address))
 
     def mark_job(self, job_id: str, state: str, failure: Failure) -> None:
         """A job that never started ends here in a state such as ``refused`` or ``unreachable``; its cases were skipped.
@@ -112,7 +114,7 @@ class Store:
         self, job_id: str, spec: job_pb2.JobSpec, host: host_pb2.Host | None, host_name: str, address: str
     ) -> None:
         """Make the rows of a run, job and cases that this file does not know yet; known ones stay as they are."""
-        self._write(lambda connection: _adopt(connection, job_id, spec, host, host_name, address))
+        self._write(lambda connection: records.adopt(connection, job_id, spec, host, host_name, address))
 
     def commit_events(self, job_id: str, events: Sequence[event_pb2.Event]) -> int:
         """Store a job's events; `commit_many` of one job. Returns its committed sequence."""
@@ -126,11 +128,11 @@ class Store:
         """
 
         def change(connection: _Connection) -> dict[str, int]:
-            known = _committed(connection, batches)
+            known = records.committed(connection, batches)
             fresh = {job: ingest.new_events(job, known.get(job, (0, ""))[0], batch) for job, batch in batches.items()}
             run_of = {job: run for job, (_, run) in known.items()}
             for job_id, events in fresh.items():
-                _take_first_event(connection, job_id, events, run_of)
+                records.take_first_event(connection, job_id, events, run_of)
             ingest.apply(connection, run_of, fresh)
             moved = {job: events[-1].sequence for job, events in fresh.items() if events}
             for job, sequence in moved.items():
@@ -159,7 +161,7 @@ class Store:
         """Highest event stored of a job; 0: none, or the job is unknown."""
         if not self.path.exists():
             return 0
-        return self._read(lambda connection: _committed(connection, [job_id]).get(job_id, (0, ""))[0])
+        return self._read(lambda connection: records.committed(connection, [job_id]).get(job_id, (0, ""))[0])
 
     def open_jobs(self) -> list[JobRow]:
         """Jobs an agent may still hold events of: not ended, or ended and not released."""
@@ -244,6 +246,14 @@ class Store:
         """Failed counted requests by case and reason, with an example message."""
         return self._read(lambda connection: queries.failure_reasons(connection, run_ids))
 
+    def outliers(self, run_ids: Sequence[str]) -> tuple[Outlier, ...]:
+        """Outliers among ok requests of counted rounds, with their reasons. Raises `TooManyRequests`."""
+        return self._read(lambda connection: evidence.find_outliers(connection, run_ids))
+
+    def answers(self, run_ids: Sequence[str]) -> list[Row]:
+        """Ok answers of counted rounds with what tells which question each was given to."""
+        return self._read(lambda connection: evidence.answers(connection, run_ids))
+
     def timeline(self, run_id: str) -> Timeline:
         """Requests, readings and token arrivals of a run, thinned out for its charts."""
         return self._read(lambda connection: read_timeline(connection, run_id))
@@ -251,150 +261,3 @@ class Store:
     def write_parquet(self, path: Path, run_ids: Sequence[str] | None = None) -> None:
         """Write ``case_results`` of some runs (None: of all) as one Parquet file; an existing one is replaced."""
         self._read(lambda connection: exports.write_parquet(connection, path, run_ids))
-
-
-def _take_first_event(
-    connection: _Connection, job_id: str, events: Sequence[event_pb2.Event], run_of: dict[str, str]
-) -> None:
-    if not events:
-        return
-    if events[0].WhichOneof("kind") == "job_started":
-        started = events[0].job_started
-        _adopt(connection, job_id, started.spec, started.host, started.host.hostname, "")
-        run_of.setdefault(job_id, started.spec.run_id)
-    elif job_id not in run_of:
-        raise StoreError(f"job {job_id} is unknown here and its events do not begin with JobStarted: follow it from 0")
-
-
-def _adopt(
-    connection: _Connection,
-    job_id: str,
-    spec: job_pb2.JobSpec,
-    host: host_pb2.Host | None,
-    host_name: str,
-    address: str,
-) -> None:
-    known = connection.execute("SELECT host_name, address FROM jobs WHERE job_id = ?", [job_id]).fetchone()
-    if known is None:
-        if not connection.execute("SELECT 1 FROM runs WHERE run_id = ?", [spec.run_id]).fetchall():
-            seed = spec.cases[0].sampling.seed if spec.cases and spec.cases[0].sampling.HasField("seed") else None
-            _insert_run(connection, spec.run_id, "collected", datetime.now(UTC), seed, None, spec.held_by)
-        _insert_job(connection, job_id, spec.run_id, host_name, address)
-        _insert_cases(connection, spec.run_id, [(job_id, spec)])
-    else:
-        host_name, address = known
-    if host is not None and host.host_id:
-        fingerprint = _record_host(connection, host, host_name, address)
-        connection.execute(
-            "UPDATE jobs SET host_id = ?, machine_id = ?, fingerprint = ? WHERE job_id = ?",
-            [host.host_id, host.machine_id, fingerprint, job_id],
-        )
-
-
-def _committed(connection: _Connection, job_ids: Iterable[str]) -> dict[str, tuple[int, str]]:
-    found = connection.execute(
-        "SELECT job_id, committed_sequence, run_id FROM jobs WHERE job_id IN (SELECT unnest(?))", [list(job_ids)]
-    ).fetchall()
-    return {job_id: (int(sequence), run_id) for job_id, sequence, run_id in found}
-
-
-def _insert_run(
-    connection: _Connection, run_id: str, name: str, at: datetime, seed: int | None, plan: str | None, held_by: str
-) -> None:
-    row = {"run_id": run_id, "name": name, "created_at": at.isoformat(), "seed": seed, "plan": plan}
-    ingest.insert_rows(connection, "runs", [row | {"held_by": held_by, "benchfleet_version": benchfleet.__version__}])
-
-
-def _insert_job(connection: _Connection, job_id: str, run_id: str, host_name: str, address: str) -> None:
-    row = {"job_id": job_id, "run_id": run_id, "host_name": host_name, "address": address, "state": "pending"}
-    ingest.insert_rows(connection, "jobs", [row | {"committed_sequence": 0, "released": False}])
-
-
-def _insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str, job_pb2.JobSpec]]) -> None:
-    rows = []
-    for job_id, spec in jobs:
-        lengths = {
-            prompts.name: prompts.synthetic.prompt_token_count
-            for prompts in spec.prompt_sets
-            if prompts.HasField("synthetic")
-        }
-        for index, case in enumerate(spec.cases):
-            asked = {"run_id": run_id, "job_id": job_id, "case_index": index, "status": "pending"}
-            rows.append(asked | _asked(case) | {"prompt_token_count": lengths.get(case.prompt_set)})
-    ingest.insert_rows(connection, "cases", rows)
-
-
-def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
-    """What a case asks for, as columns of ``cases``."""
-    stop = dict(_fields(case.stop))
-    return {
-        "case_id": case.case_id,
-        "runtime": case.runtime,
-        "endpoint_url": case.endpoint_url or None,
-        "model": case.model,
-        "device_asked": case.device or None,
-        "prompt_set": case.prompt_set,
-        "concurrency": case.concurrency,
-        "planned_rounds": case.round_count,
-        "warmup_rounds": case.warmup_round_count,
-        "stream": case.stream,
-        "request_rate_per_s": case.request_rate_per_s if case.HasField("request_rate_per_s") else None,
-        "arrival": case.arrival or None,
-        "maximum_rounds": max(case.round_count, stop.pop("maximum_round_count")),
-        "prefix_cache": "allowed" if case.allow_prefix_cache else "defeated",
-        "page_cache": "dropped" if case.drop_page_cache else "kept",
-        "idle_pause_s": case.idle_pause_s or None,
-        "deterministic": case.deterministic,
-        "block_index": case.block_index,
-        **_fields(case.sampling),
-        **stop,
-    }
-
-
-def _record_host(connection: _Connection, host: host_pb2.Host, name: str, address: str) -> str:
-    """Insert or refresh the host's row; returns the fingerprint."""
-    identity: dict[str, Any] = {
-        "host_id": host.host_id,
-        "machine_id": host.machine_id,
-        "hostname": host.hostname,
-        "agent_version": host.agent_version,
-        "os_name": host.os_name,
-        "os_version": host.os_version,
-        "os_edition": host.os_edition or None,
-        "architecture": host.architecture,
-        "cpu_model": host.cpu_model or None,
-        "physical_cores": host.physical_core_count if host.HasField("physical_core_count") else None,
-        "logical_cores": host.logical_core_count if host.HasField("logical_core_count") else None,
-        "memory_bytes": host.memory_bytes or None,
-        "python_version": host.python_version,
-        "on_battery": host.on_battery if host.HasField("on_battery") else None,
-        "devices": _json([_fields(one) for one in host.devices]),
-        "runtimes": _json([_fields(one) for one in host.runtimes]),
-        "probes": _json([_fields(one, without=("cost_us",)) for one in host.probes]),
-    }
-    fingerprint = hashlib.sha256(_json(identity).encode()).hexdigest()[:32]
-    connection.execute("DELETE FROM hosts WHERE fingerprint = ?", [fingerprint])
-    seen = {"name": name, "address": address, "seen_at": datetime.now(UTC).isoformat(), "fingerprint": fingerprint}
-    problems = _json([_fields(one) for one in host.problems])
-    ingest.insert_rows(connection, "hosts", [identity | seen | {"problems": problems}])
-    return fingerprint
-
-
-def _fields(message: Any, without: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    """A flat message as a dict by its own field names; absent optional fields are None."""
-    values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        if field.name in without:
-            continue
-        value = getattr(message, field.name)
-        if field.has_presence:
-            values[field.name] = value if message.HasField(field.name) else None
-        elif isinstance(value, str | int | float | bool):
-            values[field.name] = value
-        else:
-            values[field.name] = dict(value) if hasattr(value, "items") else list(value)
-    return values
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
