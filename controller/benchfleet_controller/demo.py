@@ -62,7 +62,7 @@ def run_demo(directory: Path, model: str, rounds: int, database: Path | None) ->
         f"\nDatabase: {store.path}\nReport:   {report}\n\nTry next:\n"
         f"  benchfleet show last {option} --format json\n"
         f"  benchfleet compare last {option} --by host --baseline one-core\n"
-        f"  benchfleet report last {option} -o report.csv\n"
+        f"  benchfleet report last {option} -o report.html\n"
         "(in a checkout: .venv/bin/benchfleet)"
     )
     return code

@@ -89,7 +89,8 @@ def _answers(job_id: str, host_id: str, texts: list[str], prefix: str = "", *, f
         requests.append(
             ok_request(
                 f"{job_id}-{position}", position, [0.1 * (n + 1) for n in range(len(pieces))], position + 0.9,
-                text=text, piece_length=pieces, answer_sha256=f"hash of {text}", position=position, prompt_prefix=prefix,
+                text=text, piece_length=pieces, answer_sha256=f"hash of {text}", position=position,
+                prompt_prefix=prefix,
             )
         )  # fmt: skip
     job.round(f"c-{job_id}", f"r-{job_id}", 0, 0, 9, requests)
