@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchfleet import __version__
+from benchfleet.tls import require_tls13
 
 if TYPE_CHECKING:
+    import grpc
+
     from benchfleet.v1 import host_pb2
+    from benchfleet_agent.access import AccessControl
     from benchfleet_agent.config import AgentConfig
     from benchfleet_agent.journal import Journal
 
@@ -29,6 +33,7 @@ STOP_S = 30.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    require_tls13()
     options = _parser().parse_args(arguments)
     # Libraries of runtimes and drivers may be missing, each disables one plug-in; without this one nothing is sampled.
     if importlib.util.find_spec("psutil") is None:
@@ -62,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--insecure-plaintext",
         action="store_true",
         default=None,
-        help="allow listening beyond this machine without TLS: anyone who reaches the port can run jobs",
+        help="allow listening beyond this machine without a certificate: anyone who reaches the port can run jobs",
     )
     serve.set_defaults(command=_serve)
 
@@ -73,13 +78,27 @@ def _parser() -> argparse.ArgumentParser:
     probes.add_argument("--format", choices=("table", "json"), default="table")
     probes.set_defaults(command=_probes)
 
-    for command in (serve, doctor, probes):
+    join = commands.add_parser(
+        "join", help="make this host a member of a lab, with the line of `benchfleet certs enrol`"
+    )
+    join.add_argument("address", metavar="HOST:PORT", help="where `benchfleet certs enrol` waits")
+    join.add_argument("token", metavar="TOKEN", help="what it printed; good for ten minutes and for one host")
+    join.add_argument("--force", action="store_true", help="also when this host belongs to another lab")
+    join.set_defaults(command=_join)
+
+    for command in (serve, doctor, probes, join):
         command.add_argument("--data-dir", type=Path, metavar="DIR", help="where the agent keeps its journal and logs")
         command.add_argument("--config", type=Path, metavar="FILE", help="agent.toml (see deploy/agent.toml)")
     return parser
 
 
 def _settings(options: argparse.Namespace) -> AgentConfig:
+    config = _config(options)
+    config.check_listen()
+    return config
+
+
+def _config(options: argparse.Namespace) -> AgentConfig:
     from benchfleet_agent.config import load_config, override, parse_cpus
 
     cpus = getattr(options, "runtime_cpus", None)
@@ -89,9 +108,7 @@ def _settings(options: argparse.Namespace) -> AgentConfig:
         "insecure_plaintext": getattr(options, "insecure_plaintext", None),
         "cpus": parse_cpus(cpus) if cpus else None,
     }
-    config = override(load_config(options.config), flags)
-    config.check_listen()
-    return config
+    return override(load_config(options.config), flags)
 
 
 def _inventory(config: AgentConfig) -> Callable[[], host_pb2.Host]:
@@ -128,6 +145,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
+    from benchfleet.tls import TlsError
     from benchfleet.transport import join_address, split_address
     from benchfleet_agent.executor import Runtimes
     from benchfleet_agent.service import AgentService, start_server
@@ -137,15 +155,20 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
             loop.add_signal_handler(number, stop.set)
+    try:
+        credentials, access = _security(config)
+    except TlsError as error:
+        return _complain(str(error))
     service = AgentService(journal, Runtimes(config), _inventory(config), config.data_dir / "logs")
     for job_id in await service.close_unfinished():
         logging.warning("job %s was left unfinished by a killed agent and is closed", job_id)
     address = join_address(*split_address(config.listen))
     try:
-        server = await start_server(service, address)
+        server = await start_server(service, address, credentials, access)
     except RuntimeError:
         return _complain(f"{address} is taken, perhaps by another agent; choose another with --listen", EXIT_UNABLE)
-    logging.info("benchfleet-agent %s listens on %s, data in %s", __version__, address, config.data_dir)
+    how = "mutual TLS" if credentials else "clear text"
+    logging.info("benchfleet-agent %s listens on %s (%s), data in %s", __version__, address, how, config.data_dir)
     try:
         await stop.wait()
     finally:
@@ -156,13 +179,47 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
     return 0
 
 
+def _security(config: AgentConfig) -> tuple[grpc.ServerCredentials | None, AccessControl | None]:
+    """TLS and who may do what, when this host has a certificate. Raises `TlsError`."""
+    from benchfleet.tls import TlsError, server_credentials
+    from benchfleet_agent.access import AccessControl, AccessPolicy, Revocations
+    from benchfleet_agent.renewal import Renewal
+
+    files = config.credentials()
+    if files is None:
+        if config.access != AccessPolicy():
+            message = "agent.toml says who may do what ([access]), but in clear text nobody has a name"
+            raise TlsError(f"{message}; enrol this host with `benchfleet certs enrol NAME`, or take the table out")
+        return None, None
+    try:
+        access = AccessControl(config.access, Revocations(files.revocations), Renewal(files))
+    except (OSError, ValueError) as error:
+        raise TlsError(f"{files.revocations} cannot be used: {error}; enrol again, or copy it again") from None
+    return server_credentials(files, logging.warning), access
+
+
+def _join(options: argparse.Namespace) -> int:
+    from benchfleet.enrolment import EnrolmentError, Token
+    from benchfleet_agent.enrolment import join
+
+    directory = _config(options).data_dir / "tls"
+    try:
+        joined = join(options.address, Token.parse(options.token), directory, force=options.force)
+    except EnrolmentError as error:
+        return _complain(str(error), EXIT_UNABLE)
+    print(f"this host is {joined.name} ({', '.join(joined.addresses)}), certified until {joined.not_after:%Y-%m-%d}")
+    print(f"its key and certificate are in {directory}; an agent that runs with them reads them by itself")
+    print("to serve the network: benchfleet-agent serve --listen 0.0.0.0:50551")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from benchfleet_agent.executor import Runtimes
 
     config = _settings(options)
     host = _inventory(config)()
     print(f"{host.hostname}: {host.cpu_model}, {host.memory_bytes / 2**30:.1f} GiB, {host.os_name} {host.os_version}")
-    wrong = 0
+    wrong = _examine_certificate(config)
     for runtime in Runtimes(config).all():
         description = runtime.describe()
         state = f"available, version {description.version}" if description.available else f"no: {description.reason}"
@@ -174,6 +231,31 @@ def _doctor(options: argparse.Namespace) -> int:
         wrong += problem.severity == "error"
         print(f"{problem.severity}: {problem.message}; {problem.advice}")
     return 1 if wrong else 0
+
+
+def _examine_certificate(config: AgentConfig) -> int:
+    """Print what there is to say about this host's certificate; returns the number of errors."""
+    import datetime
+
+    from benchfleet.tls import TlsError, certificate_end, expiry_warning
+
+    files = config.credentials()
+    if files is None:
+        print("certificate: none; other machines reach this agent through an SSH tunnel only")
+        return 0
+    try:
+        end = certificate_end(files.read().certificate)
+    except TlsError as error:
+        print(f"error: certificate: {error}")
+        return 1
+    now = datetime.datetime.now(datetime.UTC)
+    warning = expiry_warning(end, now)
+    if warning is None:
+        print(f"certificate: valid until {end:%Y-%m-%d}")
+        return 0
+    print(f"{'warning' if end > now else 'error'}: the certificate {warning}; enrol this host again, or renew it with "
+          "`benchfleet certs renew`")  # fmt: skip
+    return int(end <= now)
 
 
 def _probes(options: argparse.Namespace) -> int:

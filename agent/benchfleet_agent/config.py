@@ -12,7 +12,9 @@ from typing import Any
 
 import platformdirs
 
+from benchfleet.tls import CredentialFiles, TlsError
 from benchfleet.transport import DEFAULT_PORT, is_loopback, split_address
+from benchfleet_agent.access import AccessPolicy
 
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
 
@@ -41,10 +43,22 @@ class AgentConfig:
     data_dir: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("benchfleet", False)) / "agent")
     reference_cache_dir: Path = field(default_factory=lambda: Path(platformdirs.user_cache_dir("benchfleet", False)))
     insecure_plaintext: bool = False
-    """Whether to listen beyond loopback without TLS."""
+    """Whether to listen beyond loopback without TLS, when this host has no certificate."""
     model_roots: tuple[Path, ...] = ()
     foundry: FoundryConfig = FoundryConfig()
     endpoint_url: str = ""
+    access: AccessPolicy = field(default_factory=AccessPolicy)
+
+    def credentials(self) -> CredentialFiles | None:
+        """The host's certificate, in ``tls`` of the data directory; None when it has none.
+
+        Raises `ConfigError` when only a part is there.
+        """
+        files = CredentialFiles.host(self.data_dir / "tls")
+        try:
+            return files if files.present() else None
+        except TlsError as error:
+            raise ConfigError(str(error)) from None
 
     def check_listen(self) -> None:
         """Raise `ConfigError` for an address that makes no sense or exposes the agent without saying so."""
@@ -52,10 +66,11 @@ class AgentConfig:
             host, _ = split_address(self.listen)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        if not is_loopback(host) and not self.insecure_plaintext:
+        if self.credentials() is None and not is_loopback(host) and not self.insecure_plaintext:
             raise ConfigError(
                 f"--listen {self.listen} would let anyone on the network run jobs here, in clear text. "
-                "Listen on 127.0.0.1 and use an SSH tunnel, or accept it with --insecure-plaintext."
+                "Enrol this host: `benchfleet certs enrol NAME` on the machine with the lab's authority. "
+                "Or listen on 127.0.0.1 and use an SSH tunnel, or accept it with --insecure-plaintext."
             )
 
 
@@ -66,9 +81,11 @@ _TOP: dict[str, type] = {
     "insecure_plaintext": bool,
     "model_roots": list,
     "runtime": dict,
+    "access": dict,
 }
 _FOUNDRY: dict[str, type] = {"model_cache_dir": str, "python": str, "catalog_urls": list, "offline": bool, "cpus": list}
 _ENDPOINT: dict[str, type] = {"url": str}
+_ACCESS: dict[str, type] = {"read": list, "run": list}
 
 
 def load_config(path: Path | None) -> AgentConfig:
@@ -96,7 +113,9 @@ def load_config(path: Path | None) -> AgentConfig:
     if not all(isinstance(cpu, int) and not isinstance(cpu, bool) and cpu >= 0 for cpu in cpus):
         raise ConfigError(f"{path}: runtime.foundry.cpus must be a list of processor numbers, such as [0, 1]")
     foundry["cpus"] = tuple(cpus)
-    return AgentConfig(**top, foundry=FoundryConfig(**foundry), endpoint_url=endpoint.get("url", ""))
+    access = _checked(path, "access.", top.pop("access", {}), _ACCESS)
+    policy = AccessPolicy(**{name: frozenset(_strings(path, f"access.{name}", access, name)) for name in access})
+    return AgentConfig(**top, foundry=FoundryConfig(**foundry), endpoint_url=endpoint.get("url", ""), access=policy)
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -134,8 +153,8 @@ def _checked(path: Path, prefix: str, table: dict[str, Any], known: dict[str, ty
     return dict(table)
 
 
-def _strings(path: Path, name: str, table: Mapping[str, Any]) -> list[str]:
-    values = table.get(name, [])
+def _strings(path: Path, name: str, table: Mapping[str, Any], key: str | None = None) -> list[str]:
+    values = table.get(key or name, [])
     if not all(isinstance(value, str) for value in values):
         raise ConfigError(f"{path}: {name} must be a list of strings")
     return list(values)

@@ -15,6 +15,7 @@ from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS, refusal
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
+from benchfleet_agent.access import AccessControl
 from benchfleet_agent.executor import RunningJob, Runtimes
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
@@ -241,10 +242,18 @@ async def _refuse(
     raise AssertionError("abort_with_status raises")
 
 
-async def start_server(service: AgentService, address: str) -> grpc.aio.Server:
-    """Serve on an address. Raises RuntimeError when the port is taken."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+async def start_server(
+    service: AgentService,
+    address: str,
+    credentials: grpc.ServerCredentials | None = None,
+    access: AccessControl | None = None,
+) -> grpc.aio.Server:
+    """Serve on an address; without credentials in clear text. Raises RuntimeError when the port is taken."""
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[access] if access else [])
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call,unused-ignore]
-    server.add_insecure_port(address)
+    if credentials is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, credentials)
     await server.start()
     return server

@@ -54,6 +54,10 @@ def _carry_out(options: argparse.Namespace) -> int:
         )
     from benchfleet_controller.commands import KNOWN_ERRORS
 
+    if hasattr(options, "insecure_plaintext"):
+        from benchfleet_controller.credentials import choose
+
+        choose(options.certs, insecure_plaintext=options.insecure_plaintext)
     try:
         return int(getattr(commands, function)(options))
     except KNOWN_ERRORS as error:
@@ -218,7 +222,10 @@ def _collect(collect: argparse.ArgumentParser) -> None:
 
 
 def _cancel(cancel: argparse.ArgumentParser) -> None:
+    from benchfleet_controller.certs_options import add_trust
+
     cancel.add_argument("run", metavar="RUN", help=_RUN_HELP)
+    add_trust(cancel)
 
 
 def _show(show: argparse.ArgumentParser) -> None:
@@ -319,7 +326,9 @@ def _baseline(baseline: argparse.ArgumentParser) -> None:
 
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{_RUN_HELP} (default last)")
-    report.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="ends in .md, .csv or .json")
+    report.add_argument(
+        "-o", "--output", type=_path, required=True, metavar="FILE", help="ends in .html, .md, .csv, .json or .parquet"
+    )
     report.add_argument("--force", action="store_true", help="overwrite an existing file")
     _add_goodput(report)
 
@@ -328,6 +337,13 @@ def _hosts(hosts: argparse.ArgumentParser) -> None:
     hosts.add_argument("host", nargs="*", metavar="HOST", help=f"{_HOST_HELP} (default: all known)")
     _add_inventory(hosts)
     _add_format(hosts)
+
+
+def _certs(certs: argparse.ArgumentParser) -> None:
+    from benchfleet_controller.certs_options import add_options
+
+    add_options(certs)
+    _add_format(certs)
 
 
 def _some_hosts(command: argparse.ArgumentParser) -> None:
@@ -349,7 +365,10 @@ def _add_format(command: argparse.ArgumentParser) -> None:
 
 
 def _add_inventory(command: argparse.ArgumentParser) -> None:
+    from benchfleet_controller.certs_options import add_trust
+
     command.add_argument("--inventory", type=_path, metavar="FILE", help="fleet.toml with the names of hosts")
+    add_trust(command)
 
 
 def _path(text: str) -> Path:
@@ -371,6 +390,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
     "report": ("answers:report", "write a run's report to a file", _report),
     "hosts": ("hosts:hosts", "known hosts, and whether they answer", _hosts),
     "models": ("hosts:models", "what a host can serve", _some_hosts),
+    "certs": ("certs:certs", "a lab's certificates: who may reach which agent", _certs),
     "doctor": ("hosts:doctor", "what is wrong with a host, and what to do about it", _some_hosts),
 }
 """Every command: its function in `commands`, what it is for, and what adds its options."""

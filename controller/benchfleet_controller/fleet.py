@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import grpc
 
 from benchfleet import CONTRACT_REVISION, __version__
-from benchfleet.failures import Failure, Reason
-from benchfleet.transport import CHANNEL_OPTIONS, failure_of, join_address, split_address
+from benchfleet.failures import Failure, Reason, WorkFailed
+from benchfleet.tls import PeerCertificate
+from benchfleet.transport import failure_of, split_address
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
+from benchfleet_controller.credentials import explain_silence, open_link, updates
 from benchfleet_controller.plan import ALL_DEVICES, DEVICES, HostTarget, Plan
 from benchfleet_controller.plan_limits import overlong
 
@@ -45,6 +47,8 @@ class Agent:
     held_by: str
     clock_offset_s: float
     """Agent's wall clock minus ours, by the one exchange of `connect`; uncertain by half its duration."""
+    certificate: PeerCertificate | None = None
+    """What the agent showed; None when it speaks clear text."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -124,18 +128,27 @@ async def connect(target: HostTarget, timeout_s: float = CONNECT_S) -> Agent:
     """Connect and introduce ourselves.
 
     Raises `HostProblem`: ``host_unreachable`` (nothing listens), ``not_an_agent`` (something else does),
-    ``version_mismatch``.
+    ``unauthenticated`` (a certificate is wrong, missing or revoked), ``permission_denied``, ``version_mismatch``.
     """
     host, port = split_address(target.address)
     await _check_listening(target, host, port, timeout_s)
-    channel = grpc.aio.insecure_channel(join_address(host, port), options=CHANNEL_OPTIONS)
+    try:
+        link = await open_link(target.name, host, port, timeout_s)
+    except WorkFailed as error:
+        raise HostProblem(target, error.failure) from None
+    channel = link.channel
     stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)
     before = time.time()
     try:
-        answer = await stub.GetHost(pb.GetHostRequest(), timeout=timeout_s)
+        metadata = updates(link, target.name)
+        answer = await stub.GetHost(pb.GetHostRequest(), timeout=timeout_s, metadata=metadata)
     except BaseException as error:
         await channel.close()
         if isinstance(error, grpc.RpcError):
+            if own := failure_of(error):
+                raise HostProblem(target, own[0]) from None
+            if silence := await explain_silence(link, host, port, timeout_s):
+                raise HostProblem(target, Failure(Reason.UNAUTHENTICATED, silence)) from None
             message = (
                 f"something listens there, but it is no benchfleet agent ({error.code().name}); "
                 "check the port, or start one with `benchfleet-agent serve`"
@@ -151,7 +164,7 @@ async def connect(target: HostTarget, timeout_s: float = CONNECT_S) -> Agent:
         )
         raise HostProblem(target, Failure(Reason.VERSION_MISMATCH, message))
     offset = answer.answer_time.ToNanoseconds() / 1e9 - (before + after) / 2
-    return Agent(target, answer.host, channel, stub, answer.running_job_id, answer.held_by, offset)
+    return Agent(target, answer.host, channel, stub, answer.running_job_id, answer.held_by, offset, link.certificate)
 
 
 async def connect_all(targets: tuple[HostTarget, ...]) -> tuple[list[Agent], list[HostProblem]]:

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     JOB_DIFFERS = "job_differs"
     EVENTS_RELEASED = "events_released"
     VERSION_MISMATCH = "version_mismatch"
+    UNAUTHENTICATED = "unauthenticated"
     PERMISSION_DENIED = "permission_denied"
 
     # The host or the agent.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import datetime
 import sys
 from typing import Any
 
 from benchfleet import __version__
+from benchfleet.tls import CredentialFiles, TlsError, certificate_end, expiry_warning, read_limited
 from benchfleet_controller import fleet
 from benchfleet_controller.commands import EXIT_HOST, known_names, store_of, targets
+from benchfleet_controller.credentials import chosen
 from benchfleet_controller.fleet import Agent, HostProblem
 from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.live import printable
@@ -70,7 +74,8 @@ def doctor(options: argparse.Namespace) -> int:
     """Say what is wrong with hosts."""
     store = store_of(options)
     agents, problems = asyncio.run(_ask(targets(options, store, options.host)))
-    findings = [finding for agent in agents for finding in _examine(agent)]
+    findings = [finding for agent in agents for finding in [*_examine(agent), *_examine_certificate(agent)]]
+    findings += _examine_own_certificate()
     findings += [
         {"host": problem.target.name, "severity": "error", "check": "connection", "message": problem.failure.message}
         for problem in problems
@@ -128,14 +133,46 @@ def _model_row(model: Any) -> dict[str, Any]:
     }
 
 
+def _examine_certificate(agent: Agent) -> list[dict[str, Any]]:
+    if agent.certificate is None:
+        message, advice = "none: the connection is in clear text", "through a tunnel or on one machine that is fine"
+        return [_finding(agent.target.name, "info", "certificate", message, advice)]
+    return [_expiry(agent.target.name, agent.certificate.not_after, f"benchfleet certs renew {agent.target.name}")]
+
+
+def _examine_own_certificate() -> list[dict[str, Any]]:
+    files = CredentialFiles.controller(chosen().directory)
+    found = []
+    for path, how in (
+        (files.certificate, "benchfleet certs renew"),
+        (files.authority, "benchfleet certs init --dir NEW, and enrol all hosts again"),
+    ):
+        with contextlib.suppress(OSError):
+            try:
+                found.append(_expiry(path.name, certificate_end(read_limited(path)), how))
+            except TlsError as error:
+                found.append(_finding(path.name, "error", "certificate", str(error)))
+    return found
+
+
+def _expiry(whose: str, not_after: datetime.datetime, renew: str) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC)
+    warning = expiry_warning(not_after, now)
+    if warning is None:
+        return _finding(whose, "ok", "certificate", f"valid until {not_after:%Y-%m-%d}")
+    return _finding(whose, "warning" if not_after > now else "error", "certificate", warning, renew)
+
+
+def _finding(whose: str, severity: str, check: str, message: str, advice: str | None = None) -> dict[str, Any]:
+    return {"host": whose, "severity": severity, "check": check, "message": printable(message), "advice": advice}
+
+
 def _examine(agent: Agent) -> list[dict[str, Any]]:
     """What there is and what is wrong, as rows of host, severity, check, message, advice."""
     host, name = agent.host, agent.target.name
 
     def finding(severity: str, check: str, message: str, advice: str | None = None) -> dict[str, Any]:
-        return {
-            "host": name, "severity": severity, "check": check, "message": printable(message), "advice": advice,
-        }  # fmt: skip
+        return _finding(name, severity, check, message, advice)
 
     found = [finding("ok", "connection", f"agent {host.agent_version} on {host.hostname} answers")]
     if host.agent_version != __version__:
