@@ -116,6 +116,11 @@ class Compared:
     """About how many rounds more on each side would decide, when inconclusive; None: cannot be said."""
 
     @property
+    def testable(self) -> bool:
+        """Whether there are rounds enough for a rank test to find anything, were this the only comparison."""
+        return stats.smallest_p(self.rounds, self.baseline_rounds) < SIGNIFICANCE
+
+    @property
     def detectable_ratio(self) -> float | None:
         """The smallest difference these rounds can tell, as a share of the baseline: half the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2

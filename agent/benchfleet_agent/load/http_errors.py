@@ -9,7 +9,8 @@ from typing import Any
 from benchfleet.failures import Failure, Reason
 
 _EXCERPT_LENGTH = 400
-# OpenAI: context_length_exceeded; Foundry Local: "exceeds the model's maximum context length" (400; streamed: an error object after 200);
+# OpenAI: context_length_exceeded; Foundry Local: "exceeds the model's maximum context length" (400, or
+# when streamed an error object after 200);
 # llama.cpp: "exceeds the available context size"; vLLM: "maximum context length is"; others: "context window".
 _OVERFLOW = re.compile(
     r"context[ _]?(length|size|window)|exceed_context|maximum context|prompt is too long", re.IGNORECASE

@@ -136,7 +136,7 @@ def _for_people(row: Compared) -> dict[str, Any]:
         "n": row.n,
         "ratio": _ratio(1.0 if row.verdict is Verdict.BASELINE else row.ratio),
         "interval": interval,
-        "p": "" if row.p_value is None else f"{row.p_value:.2g}",
+        "p": f"{row.p_value:.2g}" if row.p_value is not None and row.testable else "",
         "verdict": row.verdict.value.replace("_", " ") + (f": {row.why}" if row.why else ""),
     }
 
