@@ -17,6 +17,7 @@ from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.instrument import Certificate, measure
 from benchfleet_agent.instrument.loopback_server import LoopbackServer
 
+pytestmark = pytest.mark.timing
 pytest.importorskip("openai")
 
 MS = 1_000_000

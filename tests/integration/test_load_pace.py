@@ -13,6 +13,7 @@ from benchfleet.failures import Reason
 from benchfleet_agent.load.record import RequestRecord, Status, TokensSource
 from fakes.load_link import LATE_NS, MS, Fake, Load, running_load, running_server
 
+pytestmark = pytest.mark.timing
 S = 1_000_000_000
 QUICK = {"ttft_ms": 5, "gap_ms": 1, "tokens": 4}
 

@@ -26,6 +26,7 @@ from fakes.load_link import (
     start_load,
 )
 
+pytestmark = pytest.mark.timing
 pytest.importorskip("openai")
 
 

@@ -18,6 +18,7 @@ from benchfleet.failures import Reason
 from benchfleet_agent.load.record import Accounting, RequestRecord, StampSource, Status, TokensSource
 from fakes.load_link import LATE_NS, MS, Fake, Load, assert_stamps_are_true, running_load, running_server
 
+pytestmark = pytest.mark.timing
 pytest.importorskip("openai")
 
 

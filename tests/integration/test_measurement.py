@@ -13,6 +13,7 @@ MakeAgent = Callable[..., AgentProcess]
 RUN = ("run", "--model", "tiny-random", "--max-tokens", "4", "--prompt", "Hello.", "--prompt", "Bye.")
 
 
+@pytest.mark.slow
 def test_the_agent_certifies_itself_before_the_first_case(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
     agent = make_agent()
 
@@ -38,7 +39,7 @@ def test_synthetic_prompts_have_exactly_the_length_the_server_counts(
 
     done = benchfleet(
         "run", "--model", "tiny-random", "--max-tokens", "4", "--rounds", "1", "--warmup", "0",
-        "--prompt-tokens", "128,256", "--prompt-count", "1", "--host", f"h={agent.address}",
+        "--prompt-tokens", "128,256", "--prompt-count", "1", "--prefix-cache", "allow", "--host", f"h={agent.address}",
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -69,6 +70,7 @@ def test_an_open_loop_keeps_its_rate_and_one_that_cannot_be_kept_is_refused(
     assert "2000 requests/s were not kept with at most 2 in flight" in case["message"]
 
 
+@pytest.mark.slow
 def test_rounds_go_on_until_their_duration_or_the_most(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
     agent = make_agent()
 
@@ -87,6 +89,7 @@ def test_rounds_go_on_until_their_duration_or_the_most(make_agent: MakeAgent, be
     assert benchfleet.show()[0]["rounds"] == 5  # nothing here is known to 0.1 %
 
 
+@pytest.mark.slow
 def test_cold_and_warm_and_idle_are_told_apart(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
     agent = make_agent()
 
@@ -110,6 +113,7 @@ def test_cold_and_warm_and_idle_are_told_apart(make_agent: MakeAgent, benchfleet
     assert [stage for (stage,) in stages if stage in ("baseline", "load", "after")] == ["baseline", "load", "after"]
 
 
+@pytest.mark.slow
 def test_each_request_begins_with_words_of_its_own_unless_that_is_declared_off(
     make_agent: MakeAgent, benchfleet: Benchfleet
 ) -> None:
