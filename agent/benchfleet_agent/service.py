@@ -19,6 +19,7 @@ from benchfleet_agent.access import AccessControl
 from benchfleet_agent.executor import RunningJob, Runtimes
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
+from benchfleet_agent.model_calls import ModelCalls
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -27,7 +28,7 @@ COALESCE_S = 0.05
 _log = logging.getLogger(__name__)
 
 
-class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
+class AgentService(ModelCalls):
     """Serves one agent; all methods run on one event loop."""
 
     def __init__(

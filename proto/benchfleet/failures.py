@@ -35,6 +35,10 @@ class Reason(StrEnum):
     AGENT_STOPPED = "agent_stopped"
     DISK_FULL = "disk_full"
     CANCELLED = "cancelled"
+    ON_BATTERY = "on_battery"
+    TOO_HOT = "too_hot"
+    BACKGROUND_LOAD = "background_load"
+    JOURNAL_FULL = "journal_full"
     INTERNAL = "internal"
 
     # The runtime and the model.
@@ -44,6 +48,10 @@ class Reason(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NOT_CACHED = "not_cached"
     NOT_LOADED = "not_loaded"
+    MODEL_IN_USE = "model_in_use"
+    PATH_NOT_ALLOWED = "path_not_allowed"
+    ENDPOINT_NOT_ALLOWED = "endpoint_not_allowed"
+    DOES_NOT_FIT = "does_not_fit"
     EP_MISSING = "ep_missing"
     EP_MISMATCH = "ep_mismatch"
     DOWNLOAD_FAILED = "download_failed"

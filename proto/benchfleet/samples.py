@@ -16,6 +16,7 @@ class Kind(StrEnum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    WINDOWED = "windowed"  # a mean over a window the source chose: `SampleMetric.window` says which
 
 
 class Scope(StrEnum):
@@ -38,10 +39,14 @@ class SampleMetric:
     scope: Scope
     integer: bool
     description: str
+    window: str = ""
+    """What a windowed metric is a mean over."""
 
 
-def _metric(name: str, unit: str, kind: Kind, scope: Scope, description: str, *, integer: bool = True) -> SampleMetric:
-    return SampleMetric(name, unit, kind, scope, integer, description)
+def _metric(
+    name: str, unit: str, kind: Kind, scope: Scope, description: str, *, integer: bool = True, window: str = ""
+) -> SampleMetric:
+    return SampleMetric(name, unit, kind, scope, integer, description, window)
 
 
 SAMPLE_METRICS: tuple[SampleMetric, ...] = (
@@ -60,13 +65,107 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
     _metric("agent_cpu_ns", "ns", Kind.COUNTER, Scope.AGENT, "CPU time of the agent"),
     _metric("device_memory_used_bytes", "bytes", Kind.GAUGE, Scope.DEVICE, "device memory in use by everyone"),
     _metric("device_memory_runtime_bytes", "bytes", Kind.GAUGE, Scope.DEVICE, "of that, by the runtime's processes"),
-    _metric("device_busy_ratio", "ratio", Kind.GAUGE, Scope.DEVICE, "share of time a kernel ran", integer=False),
+    _metric(
+        "device_busy_ratio",
+        "ratio",
+        Kind.WINDOWED,
+        Scope.DEVICE,
+        "share of time a kernel ran",
+        integer=False,
+        window="1/6 to 1 s, by product",
+    ),
     _metric("device_power_w", "w", Kind.GAUGE, Scope.DEVICE, "board power", integer=False),
     _metric("device_energy_mj", "mj", Kind.COUNTER, Scope.DEVICE, "board energy in millijoules"),
     _metric("device_temperature_c", "c", Kind.GAUGE, Scope.DEVICE, "temperature of the chip", integer=False),
+    _metric("host_swap_in_bytes", "bytes", Kind.COUNTER, Scope.HOST, "read back from swap"),
+    _metric("host_cpu_pressure_us", "us", Kind.COUNTER, Scope.HOST, "time some task waited for a processor (Linux)"),
+    _metric("host_memory_pressure_us", "us", Kind.COUNTER, Scope.HOST, "time some task waited for memory (Linux)"),
+    _metric("host_io_pressure_us", "us", Kind.COUNTER, Scope.HOST, "time some task waited for a disk (Linux)"),
+    _metric("host_cpu_clock_hz", "hz", Kind.GAUGE, Scope.HOST, "mean clock of the processors", integer=False),
+    _metric("host_cpu_temperature_c", "c", Kind.GAUGE, Scope.HOST, "hottest sensor of the processor", integer=False),
+    _metric("host_cpu_throttle_count", "1", Kind.COUNTER, Scope.HOST, "times a core was throttled for its heat"),
+    _metric("host_thermal_pressure", "1", Kind.GAUGE, Scope.HOST, "0 nominal, 1 fair, 2 serious, 3 critical (macOS)"),
+    _metric("cpu_package_energy_uj", "uj", Kind.COUNTER, Scope.HOST, "energy of all processor packages"),
+    _metric("dram_energy_uj", "uj", Kind.COUNTER, Scope.HOST, "energy of the memory, where counted apart"),
+    _metric(
+        "system_power_w", "w", Kind.GAUGE, Scope.HOST, "power of the whole machine behind its supply", integer=False
+    ),
+    _metric("battery_ratio", "ratio", Kind.GAUGE, Scope.HOST, "charge", integer=False),
+    _metric("battery_discharge_w", "w", Kind.GAUGE, Scope.HOST, "power drawn from the battery", integer=False),
+    _metric("on_battery", "1", Kind.GAUGE, Scope.HOST, "1 on battery, 0 on mains"),
+    _metric(
+        "runtime_uss_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "memory that ends with the processes (edges only)"
+    ),
+    _metric(
+        "runtime_rss_highest_bytes",
+        "bytes",
+        Kind.GAUGE,
+        Scope.RUNTIME,
+        "highest resident memory so far, as kept by the system",
+    ),
+    _metric("runtime_swap_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "swapped out"),
+    _metric("runtime_major_faults", "1", Kind.COUNTER, Scope.RUNTIME, "page faults that had to read from disk"),
+    _metric(
+        "runtime_energy_nj",
+        "nj",
+        Kind.COUNTER,
+        Scope.RUNTIME,
+        "CPU energy of the processes as the kernel estimates it (macOS)",
+    ),
+    _metric(
+        "device_memory_reserved_bytes", "bytes", Kind.GAUGE, Scope.DEVICE, "device memory kept by driver and firmware"
+    ),
+    _metric(
+        "device_shared_memory_bytes", "bytes", Kind.GAUGE, Scope.DEVICE, "host memory lent to the device (GTT, shared)"
+    ),
+    _metric("device_busy_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time the busiest kind of engine worked, for everyone"),
+    _metric("device_runtime_busy_ns", "ns", Kind.COUNTER, Scope.DEVICE, "engine time of the runtime's processes"),
+    _metric(
+        "device_runtime_busy_ratio",
+        "ratio",
+        Kind.WINDOWED,
+        Scope.DEVICE,
+        "share of time the runtime's kernels ran",
+        integer=False,
+        window="the last second",
+    ),
+    _metric(
+        "device_memory_busy_ratio",
+        "ratio",
+        Kind.WINDOWED,
+        Scope.DEVICE,
+        "share of time memory was read or written",
+        integer=False,
+        window="1/6 to 1 s, by product",
+    ),
+    _metric(
+        "device_power_average_w",
+        "w",
+        Kind.WINDOWED,
+        Scope.DEVICE,
+        "board power as the driver averages it",
+        integer=False,
+        window="1 s on NVIDIA Ampere and newer",
+    ),
+    _metric("device_power_limit_w", "w", Kind.GAUGE, Scope.DEVICE, "limit in force", integer=False),
+    _metric("device_clock_hz", "hz", Kind.GAUGE, Scope.DEVICE, "clock of the compute units", integer=False),
+    _metric("device_memory_clock_hz", "hz", Kind.GAUGE, Scope.DEVICE, "clock of the device's memory", integer=False),
+    _metric("device_throttle_reasons", "mask", Kind.GAUGE, Scope.DEVICE, "what slows it down: see THROTTLE_REASONS"),
+    _metric("device_power_throttle_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time slowed down by a power limit"),
+    _metric("device_thermal_throttle_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time slowed down by heat"),
 )
 
 BY_NAME: dict[str, SampleMetric] = {metric.name: metric for metric in SAMPLE_METRICS}
+
+THROTTLE_REASONS: dict[int, str] = {
+    1: "power",
+    2: "thermal",
+    4: "hardware",
+    8: "power_brake",
+    16: "board",
+    32: "reliability",
+}
+"""Bits of ``device_throttle_reasons``, the same for every vendor; 0: nothing slows the device down."""
 
 PHASES = ("baseline", "prepare", "load", "loaded", "warmup", "round", "unload", "after")
 """Phases of a case, in order; every sample carries one."""

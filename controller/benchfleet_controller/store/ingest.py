@@ -17,6 +17,7 @@ from benchfleet.samples import SAMPLE_METRICS
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_controller.store import schema
 from benchfleet_controller.store.connection import SequenceGap
+from benchfleet_controller.store.messages import message_fields
 
 Batches = Mapping[str, Sequence[event_pb2.Event]]
 
@@ -142,8 +143,14 @@ def _apply_small(
                 "components": json.dumps(dict(loaded.components), sort_keys=True),
                 "stamp_source": loaded.stamp_source or None,
                 "page_cache_ratio": _optional(loaded, "page_cache_ratio"),
+                "path": loaded.path or "http",
+                "device_libraries": json.dumps(sorted(loaded.device_libraries)) if loaded.device_libraries else None,
             },
         )
+    elif kind == "fit_forecasted":
+        forecast = dict(message_fields(event.fit_forecasted, without=("case_id",)))
+        columns = {"forecast": json.dumps(forecast, sort_keys=True)}
+        _update(connection, "cases", "case_id", event.fit_forecasted.case_id, columns)
     elif kind == "case_finished":
         case = event.case_finished
         _update(
@@ -158,6 +165,7 @@ def _apply_small(
                 "unload_ns": _optional(case, "unload_duration_ns"),
                 "unmeasured": json.dumps(dict(case.unmeasured), sort_keys=True),
                 "dropped_readings": case.dropped_reading_count,
+                "evidence": json.dumps(list(case.evidence), ensure_ascii=False) if case.evidence else None,
                 "finished_at": at,
             },
         )
@@ -230,6 +238,7 @@ def _insert_rounds(
                 "warmup": one.warmup,
                 "kind": one.kind or ("warmup" if one.warmup else "counted"),
                 "start_ns": one.start_ns,
+                "state_before": _state(one),
             }
             for job_id, one in started
         ],
@@ -242,8 +251,16 @@ def _insert_rounds(
             "load_rss_bytes": _optional(done, "load_rss_bytes"),
             "requests": done.request_count,
             "failed": done.failed_count,
+            "state_after": _state(done),
         }
         _update(connection, "rounds", "round_id", done.round_id, columns)
+
+
+def _state(round_event: event_pb2.RoundStarted | event_pb2.RoundFinished) -> str | None:
+    """The host's conditions as JSON; None: this agent does not tell."""
+    if not round_event.HasField("host_state"):
+        return None
+    return json.dumps(message_fields(round_event.host_state), sort_keys=True)
 
 
 def _insert_requests(

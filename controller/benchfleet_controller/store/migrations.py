@@ -33,6 +33,11 @@ def m003_baselines(connection: duckdb.DuckDBPyConnection) -> None:
     _declared(connection, 3)
 
 
+def m004_conditions(connection: duckdb.DuckDBPyConnection) -> None:
+    """Conditions of rounds, proof of device, limits of machines, forecasts, scores of answers."""
+    _declared(connection, 4)
+
+
 def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:
     """What `schema` says came with a version."""
     for table in TABLES:
@@ -44,6 +49,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m001_tables,
     m002_measurement,
     m003_baselines,
+    m004_conditions,
 )
 LATEST = len(MIGRATIONS)
 _VIEWS_NAME = "views " + hashlib.sha256(repr(VIEWS).encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ import benchfleet
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.store import ingest
 from benchfleet_controller.store.connection import StoreError
+from benchfleet_controller.store.messages import message_fields
 
 _Connection = duckdb.DuckDBPyConnection
 
@@ -91,13 +92,14 @@ def insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str,
         }
         for index, case in enumerate(spec.cases):
             asked = {"run_id": run_id, "job_id": job_id, "case_index": index, "status": "pending"}
+            asked["conditions"] = as_json(message_fields(spec.conditions)) if spec.HasField("conditions") else None
             rows.append(asked | _asked(case) | {"prompt_token_count": lengths.get(case.prompt_set)})
     ingest.insert_rows(connection, "cases", rows)
 
 
 def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
     """What a case asks for, as columns of ``cases``."""
-    stop = dict(_fields(case.stop))
+    stop = dict(message_fields(case.stop))
     return {
         "case_id": case.case_id,
         "runtime": case.runtime,
@@ -117,7 +119,9 @@ def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
         "idle_pause_s": case.idle_pause_s or None,
         "deterministic": case.deterministic,
         "block_index": case.block_index,
-        **_fields(case.sampling),
+        "path": case.path or "http",
+        "keep_warm_period_s": case.keep_warm_period_s or None,
+        **message_fields(case.sampling),
         **stop,
     }
 
@@ -139,32 +143,22 @@ def record_host(connection: _Connection, host: host_pb2.Host, name: str, address
         "memory_bytes": host.memory_bytes or None,
         "python_version": host.python_version,
         "on_battery": host.on_battery if host.HasField("on_battery") else None,
-        "devices": as_json([_fields(one) for one in host.devices]),
-        "runtimes": as_json([_fields(one) for one in host.runtimes]),
-        "probes": as_json([_fields(one, without=("cost_us",)) for one in host.probes]),
+        "devices": as_json([message_fields(one) for one in host.devices]),
+        "runtimes": as_json([message_fields(one) for one in host.runtimes]),
+        "probes": as_json(
+            [message_fields(one, without=("cost_us", "reading", "gaps", "verification")) for one in host.probes]
+        ),
     }
     fingerprint = hashlib.sha256(as_json(identity).encode()).hexdigest()[:32]
     connection.execute("DELETE FROM hosts WHERE fingerprint = ?", [fingerprint])
     seen = {"name": name, "address": address, "seen_at": datetime.now(UTC).isoformat(), "fingerprint": fingerprint}
-    problems = as_json([_fields(one) for one in host.problems])
+    problems = as_json([message_fields(one) for one in host.problems])
     ingest.insert_rows(connection, "hosts", [identity | seen | {"problems": problems}])
+    if host.HasField("limits"):
+        connection.execute(
+            "UPDATE hosts SET limits = ? WHERE fingerprint = ?", [as_json(message_fields(host.limits)), fingerprint]
+        )
     return fingerprint
-
-
-def _fields(message: Any, without: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    """A flat message as a dict by its own field names; absent optional fields are None."""
-    values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        if field.name in without:
-            continue
-        value = getattr(message, field.name)
-        if field.has_presence:
-            values[field.name] = value if message.HasField(field.name) else None
-        elif isinstance(value, str | int | float | bool):
-            values[field.name] = value
-        else:
-            values[field.name] = dict(value) if hasattr(value, "items") else list(value)
-    return values
 
 
 def as_json(value: object) -> str:

@@ -82,12 +82,13 @@ logical_cores INTEGER logical processors; NULL unknown
 memory_bytes BIGINT physical memory in bytes
 python_version VARCHAR Python that runs the agent
 on_battery BOOLEAN whether it ran on battery; NULL no battery or unknown
-devices JSON list of {device_id, kind, display_name, driver_version, memory_bytes}
+devices JSON list of GPUs and NPUs: {device_id, kind, display_name, driver_version, memory_bytes, …}
 runtimes JSON list of {name, available, unavailable_reason, version, components}
 probes JSON list of {probe_id, available, unavailable_reason, metrics, period_ms}
 problems JSON list of {severity, message, advice}, as last seen
 seen_at TIMESTAMPTZ when it was last seen so
-"""),
+""")
+    + _columns("limits JSON what the machine can do at most, as last measured; NULL not measured", since=4),
 )
 
 RUNS = Table(
@@ -188,7 +189,18 @@ deterministic BOOLEAN everything that decides an answer was fixed
 """,
         since=2,
     )
-    + _columns("block_index INTEGER which of the blocks that cases are interleaved in, from 0", since=3),
+    + _columns("block_index INTEGER which of the blocks that cases are interleaved in, from 0", since=3)
+    + _columns(
+        """
+path VARCHAR how the runtime was reached: http or direct
+keep_warm_period_s DOUBLE time between requests that keep the model loaded; NULL none were sent
+conditions JSON what the host had to be like for a round to begin; NULL no matter
+device_libraries JSON libraries of execution providers and drivers in the runtime's processes; NULL not known
+evidence JSON what speaks for the failure; NULL nothing was found
+forecast JSON whether the model was forecast to fit, and why; NULL no forecast
+""",
+        since=4,
+    ),
     "case_id",
 )
 
@@ -208,7 +220,14 @@ requests INTEGER requests that ended in the round
 failed INTEGER of those, failed
 """
     )
-    + _columns("kind VARCHAR calibration, warmup, counted or idle", since=2),
+    + _columns("kind VARCHAR calibration, warmup, counted or idle", since=2)
+    + _columns(
+        """
+state_before JSON conditions of the host just before; NULL not told
+state_after JSON conditions of the host just after; NULL not told
+""",
+        since=4,
+    ),
 )
 
 REQUESTS = Table(
@@ -327,5 +346,22 @@ set_at TIMESTAMPTZ when it was set or imported
     since=3,
 )
 
-TABLES = (HOSTS, RUNS, JOBS, CASES, ROUNDS, REQUESTS, SAMPLES, CERTIFICATES, BASELINES)
+SCORES = Table(
+    "scores",
+    "How good answers are: one row a request and scorer.",
+    _columns("""
+request_id VARCHAR the request
+run_id VARCHAR the run
+case_id VARCHAR the case
+prompt_id VARCHAR the prompt within its set
+scorer VARCHAR expected (aspects of the prompt file) or the judge's name
+score DOUBLE 0 to 1; NULL it could not be scored
+detail JSON what was found and what was missing
+reason VARCHAR why there is no score; NULL there is one
+scored_at TIMESTAMPTZ when
+"""),
+    since=4,
+)
+
+TABLES = (HOSTS, RUNS, JOBS, CASES, ROUNDS, REQUESTS, SAMPLES, CERTIFICATES, BASELINES, SCORES)
 BY_NAME = {table.name: table for table in TABLES}

@@ -28,7 +28,7 @@ from benchfleet.v1 import job_pb2 as benchfleet_dot_v1_dot_job__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!benchfleet/v1/agent_service.proto\x12\rbenchfleet.v1\x1a\x19\x62\x65nchfleet/v1/event.proto\x1a\x18\x62\x65nchfleet/v1/host.proto\x1a\x17\x62\x65nchfleet/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetHostRequest\"\xa9\x01\n\x0fGetHostResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.benchfleet.v1.Host\x12\x19\n\x11\x63ontract_revision\x18\x02 \x01(\x05\x12\x16\n\x0erunning_job_id\x18\x03 \x01(\t\x12\x0f\n\x07held_by\x18\x04 \x01(\t\x12/\n\x0b\x61nswer_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x11ListModelsRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.benchfleet.v1.ModelVariant\"[\n\x13ResolveModelRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x14\n\x0c\x65ndpoint_url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\"B\n\x14ResolveModelResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.benchfleet.v1.ModelVariant\"G\n\x0fStartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.benchfleet.v1.JobSpec\"3\n\x10StartJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.benchfleet.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"W\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.benchfleet.v1.Job\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.benchfleet.v1.JobSpec\"\x11\n\x0fListJobsRequest\"4\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.benchfleet.v1.Job\"D\n\x16StreamJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ommitted_sequence\x18\x02 \x01(\x03\"?\n\x17StreamJobEventsResponse\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.benchfleet.v1.Event\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.benchfleet.v1.Job\"E\n\x17ReleaseJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ommitted_sequence\x18\x02 \x01(\x03\"\x1a\n\x18ReleaseJobEventsResponse2\xfe\x05\n\x0c\x41gentService\x12H\n\x07GetHost\x12\x1d.benchfleet.v1.GetHostRequest\x1a\x1e.benchfleet.v1.GetHostResponse\x12Q\n\nListModels\x12 .benchfleet.v1.ListModelsRequest\x1a!.benchfleet.v1.ListModelsResponse\x12W\n\x0cResolveModel\x12\".benchfleet.v1.ResolveModelRequest\x1a#.benchfleet.v1.ResolveModelResponse\x12K\n\x08StartJob\x12\x1e.benchfleet.v1.StartJobRequest\x1a\x1f.benchfleet.v1.StartJobResponse\x12\x45\n\x06GetJob\x12\x1c.benchfleet.v1.GetJobRequest\x1a\x1d.benchfleet.v1.GetJobResponse\x12K\n\x08ListJobs\x12\x1e.benchfleet.v1.ListJobsRequest\x1a\x1f.benchfleet.v1.ListJobsResponse\x12\x62\n\x0fStreamJobEvents\x12%.benchfleet.v1.StreamJobEventsRequest\x1a&.benchfleet.v1.StreamJobEventsResponse0\x01\x12N\n\tCancelJob\x12\x1f.benchfleet.v1.CancelJobRequest\x1a .benchfleet.v1.CancelJobResponse\x12\x63\n\x10ReleaseJobEvents\x12&.benchfleet.v1.ReleaseJobEventsRequest\x1a\'.benchfleet.v1.ReleaseJobEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!benchfleet/v1/agent_service.proto\x12\rbenchfleet.v1\x1a\x19\x62\x65nchfleet/v1/event.proto\x1a\x18\x62\x65nchfleet/v1/host.proto\x1a\x17\x62\x65nchfleet/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetHostRequest\"\xa9\x01\n\x0fGetHostResponse\x12!\n\x04host\x18\x01 \x01(\x0b\x32\x13.benchfleet.v1.Host\x12\x19\n\x11\x63ontract_revision\x18\x02 \x01(\x05\x12\x16\n\x0erunning_job_id\x18\x03 \x01(\t\x12\x0f\n\x07held_by\x18\x04 \x01(\t\x12/\n\x0b\x61nswer_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x11ListModelsRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.benchfleet.v1.ModelVariant\"[\n\x13ResolveModelRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x14\n\x0c\x65ndpoint_url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\"B\n\x14ResolveModelResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.benchfleet.v1.ModelVariant\"k\n\x10PullModelRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x14\n\x0c\x65ndpoint_url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x11\n\ttimeout_s\x18\x05 \x01(\x01\"t\n\x11PullModelResponse\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x05model\x18\x03 \x01(\x0b\x32\x1b.benchfleet.v1.ModelVariantB\x0b\n\t_fraction\"Z\n\x12RemoveModelRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x14\n\x0c\x65ndpoint_url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\"k\n\x13RemoveModelResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.benchfleet.v1.ModelVariant\x12\x18\n\x0b\x66reed_bytes\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_freed_bytes\"Z\n\x12UnloadModelRequest\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x14\n\x0c\x65ndpoint_url\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\"A\n\x13UnloadModelResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.benchfleet.v1.ModelVariant\"\'\n\x14MeasureLimitsRequest\x12\x0f\n\x07refresh\x18\x01 \x01(\x08\"E\n\x15MeasureLimitsResponse\x12,\n\x06limits\x18\x01 \x01(\x0b\x32\x1c.benchfleet.v1.MachineLimits\"G\n\x0fStartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.benchfleet.v1.JobSpec\"3\n\x10StartJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.benchfleet.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"W\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.benchfleet.v1.Job\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.benchfleet.v1.JobSpec\"\x11\n\x0fListJobsRequest\"4\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.benchfleet.v1.Job\"D\n\x16StreamJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ommitted_sequence\x18\x02 \x01(\x03\"?\n\x17StreamJobEventsResponse\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.benchfleet.v1.Event\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.benchfleet.v1.Job\"E\n\x17ReleaseJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ommitted_sequence\x18\x02 \x01(\x03\"\x1a\n\x18ReleaseJobEventsResponse2\xd8\x08\n\x0c\x41gentService\x12H\n\x07GetHost\x12\x1d.benchfleet.v1.GetHostRequest\x1a\x1e.benchfleet.v1.GetHostResponse\x12Q\n\nListModels\x12 .benchfleet.v1.ListModelsRequest\x1a!.benchfleet.v1.ListModelsResponse\x12W\n\x0cResolveModel\x12\".benchfleet.v1.ResolveModelRequest\x1a#.benchfleet.v1.ResolveModelResponse\x12P\n\tPullModel\x12\x1f.benchfleet.v1.PullModelRequest\x1a .benchfleet.v1.PullModelResponse0\x01\x12T\n\x0bRemoveModel\x12!.benchfleet.v1.RemoveModelRequest\x1a\".benchfleet.v1.RemoveModelResponse\x12T\n\x0bUnloadModel\x12!.benchfleet.v1.UnloadModelRequest\x1a\".benchfleet.v1.UnloadModelResponse\x12Z\n\rMeasureLimits\x12#.benchfleet.v1.MeasureLimitsRequest\x1a$.benchfleet.v1.MeasureLimitsResponse\x12K\n\x08StartJob\x12\x1e.benchfleet.v1.StartJobRequest\x1a\x1f.benchfleet.v1.StartJobResponse\x12\x45\n\x06GetJob\x12\x1c.benchfleet.v1.GetJobRequest\x1a\x1d.benchfleet.v1.GetJobResponse\x12K\n\x08ListJobs\x12\x1e.benchfleet.v1.ListJobsRequest\x1a\x1f.benchfleet.v1.ListJobsResponse\x12\x62\n\x0fStreamJobEvents\x12%.benchfleet.v1.StreamJobEventsRequest\x1a&.benchfleet.v1.StreamJobEventsResponse0\x01\x12N\n\tCancelJob\x12\x1f.benchfleet.v1.CancelJobRequest\x1a .benchfleet.v1.CancelJobResponse\x12\x63\n\x10ReleaseJobEvents\x12&.benchfleet.v1.ReleaseJobEventsRequest\x1a\'.benchfleet.v1.ReleaseJobEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,30 +47,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEMODELREQUEST']._serialized_end=549
   _globals['_RESOLVEMODELRESPONSE']._serialized_start=551
   _globals['_RESOLVEMODELRESPONSE']._serialized_end=617
-  _globals['_STARTJOBREQUEST']._serialized_start=619
-  _globals['_STARTJOBREQUEST']._serialized_end=690
-  _globals['_STARTJOBRESPONSE']._serialized_start=692
-  _globals['_STARTJOBRESPONSE']._serialized_end=743
-  _globals['_GETJOBREQUEST']._serialized_start=745
-  _globals['_GETJOBREQUEST']._serialized_end=776
-  _globals['_GETJOBRESPONSE']._serialized_start=778
-  _globals['_GETJOBRESPONSE']._serialized_end=865
-  _globals['_LISTJOBSREQUEST']._serialized_start=867
-  _globals['_LISTJOBSREQUEST']._serialized_end=884
-  _globals['_LISTJOBSRESPONSE']._serialized_start=886
-  _globals['_LISTJOBSRESPONSE']._serialized_end=938
-  _globals['_STREAMJOBEVENTSREQUEST']._serialized_start=940
-  _globals['_STREAMJOBEVENTSREQUEST']._serialized_end=1008
-  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_start=1010
-  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_end=1073
-  _globals['_CANCELJOBREQUEST']._serialized_start=1075
-  _globals['_CANCELJOBREQUEST']._serialized_end=1109
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1111
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1163
-  _globals['_RELEASEJOBEVENTSREQUEST']._serialized_start=1165
-  _globals['_RELEASEJOBEVENTSREQUEST']._serialized_end=1234
-  _globals['_RELEASEJOBEVENTSRESPONSE']._serialized_start=1236
-  _globals['_RELEASEJOBEVENTSRESPONSE']._serialized_end=1262
-  _globals['_AGENTSERVICE']._serialized_start=1265
-  _globals['_AGENTSERVICE']._serialized_end=2031
+  _globals['_PULLMODELREQUEST']._serialized_start=619
+  _globals['_PULLMODELREQUEST']._serialized_end=726
+  _globals['_PULLMODELRESPONSE']._serialized_start=728
+  _globals['_PULLMODELRESPONSE']._serialized_end=844
+  _globals['_REMOVEMODELREQUEST']._serialized_start=846
+  _globals['_REMOVEMODELREQUEST']._serialized_end=936
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=938
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=1045
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1047
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1137
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1139
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1204
+  _globals['_MEASURELIMITSREQUEST']._serialized_start=1206
+  _globals['_MEASURELIMITSREQUEST']._serialized_end=1245
+  _globals['_MEASURELIMITSRESPONSE']._serialized_start=1247
+  _globals['_MEASURELIMITSRESPONSE']._serialized_end=1316
+  _globals['_STARTJOBREQUEST']._serialized_start=1318
+  _globals['_STARTJOBREQUEST']._serialized_end=1389
+  _globals['_STARTJOBRESPONSE']._serialized_start=1391
+  _globals['_STARTJOBRESPONSE']._serialized_end=1442
+  _globals['_GETJOBREQUEST']._serialized_start=1444
+  _globals['_GETJOBREQUEST']._serialized_end=1475
+  _globals['_GETJOBRESPONSE']._serialized_start=1477
+  _globals['_GETJOBRESPONSE']._serialized_end=1564
+  _globals['_LISTJOBSREQUEST']._serialized_start=1566
+  _globals['_LISTJOBSREQUEST']._serialized_end=1583
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1585
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1637
+  _globals['_STREAMJOBEVENTSREQUEST']._serialized_start=1639
+  _globals['_STREAMJOBEVENTSREQUEST']._serialized_end=1707
+  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_start=1709
+  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_end=1772
+  _globals['_CANCELJOBREQUEST']._serialized_start=1774
+  _globals['_CANCELJOBREQUEST']._serialized_end=1808
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1810
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1862
+  _globals['_RELEASEJOBEVENTSREQUEST']._serialized_start=1864
+  _globals['_RELEASEJOBEVENTSREQUEST']._serialized_end=1933
+  _globals['_RELEASEJOBEVENTSRESPONSE']._serialized_start=1935
+  _globals['_RELEASEJOBEVENTSRESPONSE']._serialized_end=1961
+  _globals['_AGENTSERVICE']._serialized_start=1964
+  _globals['_AGENTSERVICE']._serialized_end=3076
 # @@protoc_insertion_point(module_scope)

@@ -186,6 +186,246 @@ class ResolveModelResponse(_message.Message):
 Global___ResolveModelResponse: _TypeAlias = ResolveModelResponse  # noqa: Y015
 
 @_typing.final
+class PullModelRequest(_message.Message):
+    """Asks for a model to be fetched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """The runtime's name."""
+    endpoint_url: _builtins.str
+    """Base URL for the runtime "endpoint"; empty otherwise."""
+    model: _builtins.str
+    """Alias or variant id."""
+    device: _builtins.str
+    """"cpu", "gpu", "npu"; empty: whatever the runtime prefers."""
+    timeout_s: _builtins.float
+    """Give up after so many seconds; 0: the agent's default."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        device: _builtins.str = ...,
+        timeout_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "endpoint_url", b"endpoint_url", "model", b"model", "runtime", b"runtime", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullModelRequest: _TypeAlias = PullModelRequest  # noqa: Y015
+
+@_typing.final
+class PullModelResponse(_message.Message):
+    """Progress of a pull; the last one carries the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """What goes on, for people."""
+    fraction: _builtins.float
+    """0 to 1; absent: unknown."""
+    @_builtins.property
+    def model(self) -> _host_pb2.ModelVariant:
+        """The model, when it is there."""
+
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        fraction: _builtins.float | None = ...,
+        model: _host_pb2.ModelVariant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction", "message", b"message", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+
+Global___PullModelResponse: _TypeAlias = PullModelResponse  # noqa: Y015
+
+@_typing.final
+class RemoveModelRequest(_message.Message):
+    """Asks for a model to be removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """The runtime's name."""
+    endpoint_url: _builtins.str
+    """Base URL for the runtime "endpoint"; empty otherwise."""
+    model: _builtins.str
+    """Alias or variant id."""
+    device: _builtins.str
+    """"cpu", "gpu", "npu"; empty: whatever the runtime prefers."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "endpoint_url", b"endpoint_url", "model", b"model", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveModelRequest: _TypeAlias = RemoveModelRequest  # noqa: Y015
+
+@_typing.final
+class RemoveModelResponse(_message.Message):
+    """The model that was removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """What that gave back on disk; absent: not known."""
+    @_builtins.property
+    def model(self) -> _host_pb2.ModelVariant:
+        """The variant."""
+
+    def __init__(
+        self,
+        *,
+        model: _host_pb2.ModelVariant | None = ...,
+        freed_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_freed_bytes", b"_freed_bytes", "freed_bytes", b"freed_bytes", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_freed_bytes", b"_freed_bytes", "freed_bytes", b"freed_bytes", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__freed_bytes: _TypeAlias = _typing.Literal["freed_bytes"]  # noqa: Y015
+    _WhichOneofArgType__freed_bytes: _TypeAlias = _typing.Literal["_freed_bytes", b"_freed_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__freed_bytes) -> _WhichOneofReturnType__freed_bytes | None: ...
+
+Global___RemoveModelResponse: _TypeAlias = RemoveModelResponse  # noqa: Y015
+
+@_typing.final
+class UnloadModelRequest(_message.Message):
+    """Asks for a model to be unloaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """The runtime's name."""
+    endpoint_url: _builtins.str
+    """Base URL for the runtime "endpoint"; empty otherwise."""
+    model: _builtins.str
+    """Alias or variant id."""
+    device: _builtins.str
+    """"cpu", "gpu", "npu"; empty: whatever the runtime prefers."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "endpoint_url", b"endpoint_url", "model", b"model", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
+
+@_typing.final
+class UnloadModelResponse(_message.Message):
+    """The model that was unloaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _host_pb2.ModelVariant:
+        """The variant."""
+
+    def __init__(
+        self,
+        *,
+        model: _host_pb2.ModelVariant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class MeasureLimitsRequest(_message.Message):
+    """Asks for the machine's limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFRESH_FIELD_NUMBER: _builtins.int
+    refresh: _builtins.bool
+    """Measure even when there is a measurement of this machine as it is."""
+    def __init__(
+        self,
+        *,
+        refresh: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh", b"refresh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureLimitsRequest: _TypeAlias = MeasureLimitsRequest  # noqa: Y015
+
+@_typing.final
+class MeasureLimitsResponse(_message.Message):
+    """The machine's limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> _host_pb2.MachineLimits:
+        """As measured."""
+
+    def __init__(
+        self,
+        *,
+        limits: _host_pb2.MachineLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureLimitsResponse: _TypeAlias = MeasureLimitsResponse  # noqa: Y015
+
+@_typing.final
 class StartJobRequest(_message.Message):
     """Starts a job."""
 

@@ -54,6 +54,26 @@ class AgentServiceStub:
                 request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelRequest.SerializeToString,
                 response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelResponse.FromString,
                 _registered_method=True)
+        self.PullModel = channel.unary_stream(
+                '/benchfleet.v1.AgentService/PullModel',
+                request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.PullModelRequest.SerializeToString,
+                response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.PullModelResponse.FromString,
+                _registered_method=True)
+        self.RemoveModel = channel.unary_unary(
+                '/benchfleet.v1.AgentService/RemoveModel',
+                request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.RemoveModelRequest.SerializeToString,
+                response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.RemoveModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/benchfleet.v1.AgentService/UnloadModel',
+                request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.MeasureLimits = channel.unary_unary(
+                '/benchfleet.v1.AgentService/MeasureLimits',
+                request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.MeasureLimitsRequest.SerializeToString,
+                response_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.MeasureLimitsResponse.FromString,
+                _registered_method=True)
         self.StartJob = channel.unary_unary(
                 '/benchfleet.v1.AgentService/StartJob',
                 request_serializer=benchfleet_dot_v1_dot_agent__service__pb2.StartJobRequest.SerializeToString,
@@ -112,6 +132,35 @@ class AgentServiceServicer:
     def ResolveModel(self, request, context):
         """Pins a model as a case would, without running anything.
         NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullModel(self, request, context):
+        """Downloads or builds a model so that a case need not; the stream reports progress and ends with OK when it is there.
+        NOT_FOUND: no such runtime or model. FAILED_PRECONDITION: it failed (reason in the details). ABORTED: a job runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModel(self, request, context):
+        """Removes a model's files from the host. NOT_FOUND, FAILED_PRECONDITION as above; ABORTED: a job runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Takes a model out of a runtime's memory. Same errors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureLimits(self, request, context):
+        """Measures what this machine can do at most, some seconds of all cores; ABORTED: a job runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +232,26 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ResolveModel,
                     request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelRequest.FromString,
                     response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelResponse.SerializeToString,
+            ),
+            'PullModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullModel,
+                    request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.PullModelRequest.FromString,
+                    response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.PullModelResponse.SerializeToString,
+            ),
+            'RemoveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.RemoveModelRequest.FromString,
+                    response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.RemoveModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.UnloadModelRequest.FromString,
+                    response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'MeasureLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureLimits,
+                    request_deserializer=benchfleet_dot_v1_dot_agent__service__pb2.MeasureLimitsRequest.FromString,
+                    response_serializer=benchfleet_dot_v1_dot_agent__service__pb2.MeasureLimitsResponse.SerializeToString,
             ),
             'StartJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StartJob,
@@ -301,6 +370,114 @@ class AgentService:
             '/benchfleet.v1.AgentService/ResolveModel',
             benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelRequest.SerializeToString,
             benchfleet_dot_v1_dot_agent__service__pb2.ResolveModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/benchfleet.v1.AgentService/PullModel',
+            benchfleet_dot_v1_dot_agent__service__pb2.PullModelRequest.SerializeToString,
+            benchfleet_dot_v1_dot_agent__service__pb2.PullModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchfleet.v1.AgentService/RemoveModel',
+            benchfleet_dot_v1_dot_agent__service__pb2.RemoveModelRequest.SerializeToString,
+            benchfleet_dot_v1_dot_agent__service__pb2.RemoveModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchfleet.v1.AgentService/UnloadModel',
+            benchfleet_dot_v1_dot_agent__service__pb2.UnloadModelRequest.SerializeToString,
+            benchfleet_dot_v1_dot_agent__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchfleet.v1.AgentService/MeasureLimits',
+            benchfleet_dot_v1_dot_agent__service__pb2.MeasureLimitsRequest.SerializeToString,
+            benchfleet_dot_v1_dot_agent__service__pb2.MeasureLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

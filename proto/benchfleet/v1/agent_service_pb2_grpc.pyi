@@ -48,6 +48,16 @@ class AgentServiceStub:
     """Pins a model as a case would, without running anything.
     NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
     """
+    PullModel: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.PullModelRequest, _agent_service_pb2.PullModelResponse]
+    """Downloads or builds a model so that a case need not; the stream reports progress and ends with OK when it is there.
+    NOT_FOUND: no such runtime or model. FAILED_PRECONDITION: it failed (reason in the details). ABORTED: a job runs.
+    """
+    RemoveModel: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.RemoveModelRequest, _agent_service_pb2.RemoveModelResponse]
+    """Removes a model's files from the host. NOT_FOUND, FAILED_PRECONDITION as above; ABORTED: a job runs."""
+    UnloadModel: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.UnloadModelRequest, _agent_service_pb2.UnloadModelResponse]
+    """Takes a model out of a runtime's memory. Same errors."""
+    MeasureLimits: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.MeasureLimitsRequest, _agent_service_pb2.MeasureLimitsResponse]
+    """Measures what this machine can do at most, some seconds of all cores; ABORTED: a job runs."""
     StartJob: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.StartJobRequest, _agent_service_pb2.StartJobResponse]
     """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
     INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
@@ -91,6 +101,16 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Pins a model as a case would, without running anything.
     NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
     """
+    PullModel: _aio.UnaryStreamMultiCallable[_agent_service_pb2.PullModelRequest, _agent_service_pb2.PullModelResponse]  # type: ignore[assignment]
+    """Downloads or builds a model so that a case need not; the stream reports progress and ends with OK when it is there.
+    NOT_FOUND: no such runtime or model. FAILED_PRECONDITION: it failed (reason in the details). ABORTED: a job runs.
+    """
+    RemoveModel: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.RemoveModelRequest, _agent_service_pb2.RemoveModelResponse]  # type: ignore[assignment]
+    """Removes a model's files from the host. NOT_FOUND, FAILED_PRECONDITION as above; ABORTED: a job runs."""
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.UnloadModelRequest, _agent_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """Takes a model out of a runtime's memory. Same errors."""
+    MeasureLimits: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.MeasureLimitsRequest, _agent_service_pb2.MeasureLimitsResponse]  # type: ignore[assignment]
+    """Measures what this machine can do at most, some seconds of all cores; ABORTED: a job runs."""
     StartJob: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.StartJobRequest, _agent_service_pb2.StartJobResponse]  # type: ignore[assignment]
     """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
     INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
@@ -149,6 +169,40 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Pins a model as a case would, without running anything.
         NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
         """
+
+    @_abc_1.abstractmethod
+    def PullModel(
+        self,
+        request: _agent_service_pb2.PullModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.PullModelResponse], _abc.AsyncIterator[_agent_service_pb2.PullModelResponse]]:
+        """Downloads or builds a model so that a case need not; the stream reports progress and ends with OK when it is there.
+        NOT_FOUND: no such runtime or model. FAILED_PRECONDITION: it failed (reason in the details). ABORTED: a job runs.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveModel(
+        self,
+        request: _agent_service_pb2.RemoveModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.RemoveModelResponse, _abc.Awaitable[_agent_service_pb2.RemoveModelResponse]]:
+        """Removes a model's files from the host. NOT_FOUND, FAILED_PRECONDITION as above; ABORTED: a job runs."""
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _agent_service_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.UnloadModelResponse, _abc.Awaitable[_agent_service_pb2.UnloadModelResponse]]:
+        """Takes a model out of a runtime's memory. Same errors."""
+
+    @_abc_1.abstractmethod
+    def MeasureLimits(
+        self,
+        request: _agent_service_pb2.MeasureLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.MeasureLimitsResponse, _abc.Awaitable[_agent_service_pb2.MeasureLimitsResponse]]:
+        """Measures what this machine can do at most, some seconds of all cores; ABORTED: a job runs."""
 
     @_abc_1.abstractmethod
     def StartJob(

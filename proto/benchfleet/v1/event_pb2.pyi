@@ -45,6 +45,7 @@ class Event(_message.Message):
     CASE_FINISHED_FIELD_NUMBER: _builtins.int
     JOB_FINISHED_FIELD_NUMBER: _builtins.int
     CERTIFICATE_RECORDED_FIELD_NUMBER: _builtins.int
+    FIT_FORECASTED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … per job, without gaps; given when the event is durable on the agent."""
     event_ns: _builtins.int
@@ -97,6 +98,10 @@ class Event(_message.Message):
     def certificate_recorded(self) -> Global___CertificateRecorded:
         """The agent measured itself."""
 
+    @_builtins.property
+    def fit_forecasted(self) -> Global___FitForecasted:
+        """Whether the model fits in memory, before it is loaded."""
+
     def __init__(
         self,
         *,
@@ -114,12 +119,13 @@ class Event(_message.Message):
         case_finished: Global___CaseFinished | None = ...,
         job_finished: Global___JobFinished | None = ...,
         certificate_recorded: Global___CertificateRecorded | None = ...,
+        fit_forecasted: Global___FitForecasted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "certificate_recorded", b"certificate_recorded", "event_time", b"event_time", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "certificate_recorded", b"certificate_recorded", "event_time", b"event_time", "fit_forecasted", b"fit_forecasted", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "certificate_recorded", b"certificate_recorded", "event_ns", b"event_ns", "event_time", b"event_time", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_finished", b"case_finished", "case_started", b"case_started", "certificate_recorded", b"certificate_recorded", "event_ns", b"event_ns", "event_time", b"event_time", "fit_forecasted", b"fit_forecasted", "job_finished", b"job_finished", "job_started", b"job_started", "kind", b"kind", "model_loaded", b"model_loaded", "progress_reported", b"progress_reported", "request_finished", b"request_finished", "round_finished", b"round_finished", "round_started", b"round_started", "samples_recorded", b"samples_recorded", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["job_started", "case_started", "progress_reported", "model_loaded", "round_started", "request_finished", "round_finished", "samples_recorded", "case_finished", "job_finished", "certificate_recorded"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["job_started", "case_started", "progress_reported", "model_loaded", "round_started", "request_finished", "round_finished", "samples_recorded", "case_finished", "job_finished", "certificate_recorded", "fit_forecasted"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -276,6 +282,67 @@ class CaseStarted(_message.Message):
 Global___CaseStarted: _TypeAlias = CaseStarted  # noqa: Y015
 
 @_typing.final
+class FitForecasted(_message.Message):
+    """Whether the model will fit in memory, told before the load from sizes alone; held against what happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CASE_ID_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    REQUIRED_BYTES_FIELD_NUMBER: _builtins.int
+    KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    case_id: _builtins.str
+    """The case."""
+    memory: _builtins.str
+    """Where the weights go: "ram" or "vram"."""
+    required_bytes: _builtins.int
+    """What the model needs there: weights, KV cache for prompt and answer at this concurrency, overhead; absent: unknown."""
+    kv_cache_bytes: _builtins.int
+    """Of that, the KV cache."""
+    available_bytes: _builtins.int
+    """What is free there."""
+    fits: _builtins.bool
+    """Whether it fits; absent: nobody can tell."""
+    basis: _builtins.str
+    """How the need was computed, for people."""
+    def __init__(
+        self,
+        *,
+        case_id: _builtins.str = ...,
+        memory: _builtins.str = ...,
+        required_bytes: _builtins.int | None = ...,
+        kv_cache_bytes: _builtins.int | None = ...,
+        available_bytes: _builtins.int | None = ...,
+        fits: _builtins.bool | None = ...,
+        basis: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_fits", b"_fits", "_kv_cache_bytes", b"_kv_cache_bytes", "_required_bytes", b"_required_bytes", "available_bytes", b"available_bytes", "fits", b"fits", "kv_cache_bytes", b"kv_cache_bytes", "required_bytes", b"required_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_fits", b"_fits", "_kv_cache_bytes", b"_kv_cache_bytes", "_required_bytes", b"_required_bytes", "available_bytes", b"available_bytes", "basis", b"basis", "case_id", b"case_id", "fits", b"fits", "kv_cache_bytes", b"kv_cache_bytes", "memory", b"memory", "required_bytes", b"required_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available_bytes: _TypeAlias = _typing.Literal["available_bytes"]  # noqa: Y015
+    _WhichOneofArgType__available_bytes: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__fits: _TypeAlias = _typing.Literal["fits"]  # noqa: Y015
+    _WhichOneofArgType__fits: _TypeAlias = _typing.Literal["_fits", b"_fits"]  # noqa: Y015
+    _WhichOneofReturnType__kv_cache_bytes: _TypeAlias = _typing.Literal["kv_cache_bytes"]  # noqa: Y015
+    _WhichOneofArgType__kv_cache_bytes: _TypeAlias = _typing.Literal["_kv_cache_bytes", b"_kv_cache_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__required_bytes: _TypeAlias = _typing.Literal["required_bytes"]  # noqa: Y015
+    _WhichOneofArgType__required_bytes: _TypeAlias = _typing.Literal["_required_bytes", b"_required_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available_bytes) -> _WhichOneofReturnType__available_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fits) -> _WhichOneofReturnType__fits | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_bytes) -> _WhichOneofReturnType__kv_cache_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__required_bytes) -> _WhichOneofReturnType__required_bytes | None: ...
+
+Global___FitForecasted: _TypeAlias = FitForecasted  # noqa: Y015
+
+@_typing.final
 class ProgressReported(_message.Message):
     """Progress for people; carries no measurement."""
 
@@ -342,6 +409,8 @@ class ModelLoaded(_message.Message):
     COMPONENTS_FIELD_NUMBER: _builtins.int
     STAMP_SOURCE_FIELD_NUMBER: _builtins.int
     PAGE_CACHE_RATIO_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DEVICE_LIBRARIES_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     start_ns: _builtins.int
@@ -358,9 +427,15 @@ class ModelLoaded(_message.Message):
     """Where receive times come from: "kernel" or "socket"."""
     page_cache_ratio: _builtins.float
     """Share of the model's files that the system's page cache held when loading began, 0 to 1; absent: not known."""
+    path: _builtins.str
+    """How the runtime is reached: "http" or "direct"."""
     @_builtins.property
     def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Runtime's version and those of its parts, as the running process reported them."""
+
+    @_builtins.property
+    def device_libraries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Libraries of execution providers and device drivers that the runtime's processes hold in memory, by file name."""
 
     def __init__(
         self,
@@ -374,10 +449,12 @@ class ModelLoaded(_message.Message):
         components: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         stamp_source: _builtins.str = ...,
         page_cache_ratio: _builtins.float | None = ...,
+        path: _builtins.str = ...,
+        device_libraries: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "_page_cache_ratio", b"_page_cache_ratio", "actual_execution_provider", b"actual_execution_provider", "load_duration_ns", b"load_duration_ns", "page_cache_ratio", b"page_cache_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "_page_cache_ratio", b"_page_cache_ratio", "actual_execution_provider", b"actual_execution_provider", "case_id", b"case_id", "components", b"components", "end_ns", b"end_ns", "load_duration_ns", b"load_duration_ns", "page_cache_ratio", b"page_cache_ratio", "remote", b"remote", "stamp_source", b"stamp_source", "start_ns", b"start_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider", "_load_duration_ns", b"_load_duration_ns", "_page_cache_ratio", b"_page_cache_ratio", "actual_execution_provider", b"actual_execution_provider", "case_id", b"case_id", "components", b"components", "device_libraries", b"device_libraries", "end_ns", b"end_ns", "load_duration_ns", b"load_duration_ns", "page_cache_ratio", b"page_cache_ratio", "path", b"path", "remote", b"remote", "stamp_source", b"stamp_source", "start_ns", b"start_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actual_execution_provider: _TypeAlias = _typing.Literal["actual_execution_provider"]  # noqa: Y015
     _WhichOneofArgType__actual_execution_provider: _TypeAlias = _typing.Literal["_actual_execution_provider", b"_actual_execution_provider"]  # noqa: Y015
@@ -406,6 +483,7 @@ class RoundStarted(_message.Message):
     WARMUP_FIELD_NUMBER: _builtins.int
     START_NS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    HOST_STATE_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     round_id: _builtins.str
@@ -418,6 +496,10 @@ class RoundStarted(_message.Message):
     """When."""
     kind: _builtins.str
     """"calibration" (the length of synthetic prompts), "warmup", "counted" or "idle" (after a pause)."""
+    @_builtins.property
+    def host_state(self) -> _host_pb2.HostState:
+        """The conditions just before."""
+
     def __init__(
         self,
         *,
@@ -427,10 +509,11 @@ class RoundStarted(_message.Message):
         warmup: _builtins.bool = ...,
         start_ns: _builtins.int = ...,
         kind: _builtins.str = ...,
+        host_state: _host_pb2.HostState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host_state", b"host_state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "kind", b"kind", "round_id", b"round_id", "round_index", b"round_index", "start_ns", b"start_ns", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "host_state", b"host_state", "kind", b"kind", "round_id", b"round_id", "round_index", b"round_index", "start_ns", b"start_ns", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,6 +533,7 @@ class RoundFinished(_message.Message):
     LOAD_RSS_BYTES_FIELD_NUMBER: _builtins.int
     REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    HOST_STATE_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     round_id: _builtins.str
@@ -466,6 +550,10 @@ class RoundFinished(_message.Message):
     """Requests that ended in this round."""
     failed_count: _builtins.int
     """Of those, failed."""
+    @_builtins.property
+    def host_state(self) -> _host_pb2.HostState:
+        """The conditions just after."""
+
     def __init__(
         self,
         *,
@@ -477,10 +565,11 @@ class RoundFinished(_message.Message):
         load_rss_bytes: _builtins.int | None = ...,
         request_count: _builtins.int = ...,
         failed_count: _builtins.int = ...,
+        host_state: _host_pb2.HostState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_load_rss_bytes", b"_load_rss_bytes", "load_rss_bytes", b"load_rss_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_load_rss_bytes", b"_load_rss_bytes", "host_state", b"host_state", "load_rss_bytes", b"load_rss_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_rss_bytes", b"_load_rss_bytes", "case_id", b"case_id", "end_ns", b"end_ns", "failed_count", b"failed_count", "load_cpu_ns", b"load_cpu_ns", "load_rss_bytes", b"load_rss_bytes", "request_count", b"request_count", "round_id", b"round_id", "start_ns", b"start_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_rss_bytes", b"_load_rss_bytes", "case_id", b"case_id", "end_ns", b"end_ns", "failed_count", b"failed_count", "host_state", b"host_state", "load_cpu_ns", b"load_cpu_ns", "load_rss_bytes", b"load_rss_bytes", "request_count", b"request_count", "round_id", b"round_id", "start_ns", b"start_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__load_rss_bytes: _TypeAlias = _typing.Literal["load_rss_bytes"]  # noqa: Y015
     _WhichOneofArgType__load_rss_bytes: _TypeAlias = _typing.Literal["_load_rss_bytes", b"_load_rss_bytes"]  # noqa: Y015
@@ -875,6 +964,7 @@ class CaseFinished(_message.Message):
     UNLOAD_DURATION_NS_FIELD_NUMBER: _builtins.int
     UNMEASURED_FIELD_NUMBER: _builtins.int
     DROPPED_READING_COUNT_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     status: _builtins.str
@@ -891,6 +981,10 @@ class CaseFinished(_message.Message):
     def unmeasured(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Metrics this host could not measure in this case, by name, with the reason."""
 
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What speaks for the failure: exit signal, kernel message, memory before the end. For people."""
+
     def __init__(
         self,
         *,
@@ -900,10 +994,11 @@ class CaseFinished(_message.Message):
         unload_duration_ns: _builtins.int | None = ...,
         unmeasured: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         dropped_reading_count: _builtins.int = ...,
+        evidence: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_unload_duration_ns", b"_unload_duration_ns", "failure", b"failure", "unload_duration_ns", b"unload_duration_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_unload_duration_ns", b"_unload_duration_ns", "case_id", b"case_id", "dropped_reading_count", b"dropped_reading_count", "failure", b"failure", "status", b"status", "unload_duration_ns", b"unload_duration_ns", "unmeasured", b"unmeasured"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_unload_duration_ns", b"_unload_duration_ns", "case_id", b"case_id", "dropped_reading_count", b"dropped_reading_count", "evidence", b"evidence", "failure", b"failure", "status", b"status", "unload_duration_ns", b"unload_duration_ns", "unmeasured", b"unmeasured"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__unload_duration_ns: _TypeAlias = _typing.Literal["unload_duration_ns"]  # noqa: Y015
     _WhichOneofArgType__unload_duration_ns: _TypeAlias = _typing.Literal["_unload_duration_ns", b"_unload_duration_ns"]  # noqa: Y015

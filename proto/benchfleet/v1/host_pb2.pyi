@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -43,6 +44,8 @@ class Host(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     ON_BATTERY_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Identity of the agent's data directory (UUID, made once, kept over restarts)."""
     machine_id: _builtins.str
@@ -91,6 +94,14 @@ class Host(_message.Message):
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostProblem]:
         """Things that are wrong with this host, for doctor."""
 
+    @_builtins.property
+    def limits(self) -> Global___MachineLimits:
+        """What this machine can do at most, as last measured; absent: not measured yet."""
+
+    @_builtins.property
+    def state(self) -> Global___HostState:
+        """The conditions at the time of asking."""
+
     def __init__(
         self,
         *,
@@ -113,10 +124,12 @@ class Host(_message.Message):
         probes: _abc.Iterable[Global___ProbeInfo] | None = ...,
         on_battery: _builtins.bool | None = ...,
         problems: _abc.Iterable[Global___HostProblem] | None = ...,
+        limits: Global___MachineLimits | None = ...,
+        state: Global___HostState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logical_core_count", b"_logical_core_count", "_on_battery", b"_on_battery", "_physical_core_count", b"_physical_core_count", "logical_core_count", b"logical_core_count", "on_battery", b"on_battery", "physical_core_count", b"physical_core_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logical_core_count", b"_logical_core_count", "_on_battery", b"_on_battery", "_physical_core_count", b"_physical_core_count", "limits", b"limits", "logical_core_count", b"logical_core_count", "on_battery", b"on_battery", "physical_core_count", b"physical_core_count", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logical_core_count", b"_logical_core_count", "_on_battery", b"_on_battery", "_physical_core_count", b"_physical_core_count", "agent_version", b"agent_version", "architecture", b"architecture", "cpu_model", b"cpu_model", "devices", b"devices", "host_id", b"host_id", "hostname", b"hostname", "instance_id", b"instance_id", "logical_core_count", b"logical_core_count", "machine_id", b"machine_id", "memory_bytes", b"memory_bytes", "on_battery", b"on_battery", "os_edition", b"os_edition", "os_name", b"os_name", "os_version", b"os_version", "physical_core_count", b"physical_core_count", "probes", b"probes", "problems", b"problems", "python_version", b"python_version", "runtimes", b"runtimes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logical_core_count", b"_logical_core_count", "_on_battery", b"_on_battery", "_physical_core_count", b"_physical_core_count", "agent_version", b"agent_version", "architecture", b"architecture", "cpu_model", b"cpu_model", "devices", b"devices", "host_id", b"host_id", "hostname", b"hostname", "instance_id", b"instance_id", "limits", b"limits", "logical_core_count", b"logical_core_count", "machine_id", b"machine_id", "memory_bytes", b"memory_bytes", "on_battery", b"on_battery", "os_edition", b"os_edition", "os_name", b"os_name", "os_version", b"os_version", "physical_core_count", b"physical_core_count", "probes", b"probes", "problems", b"problems", "python_version", b"python_version", "runtimes", b"runtimes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logical_core_count: _TypeAlias = _typing.Literal["logical_core_count"]  # noqa: Y015
     _WhichOneofArgType__logical_core_count: _TypeAlias = _typing.Literal["_logical_core_count", b"_logical_core_count"]  # noqa: Y015
@@ -144,6 +157,8 @@ class Device(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     DRIVER_VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_KIND_FIELD_NUMBER: _builtins.int
+    MEMORY_BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Stable identity on this machine, e.g. NVML's UUID."""
     kind: _builtins.str
@@ -154,6 +169,10 @@ class Device(_message.Message):
     """Driver version; empty: unknown."""
     memory_bytes: _builtins.int
     """Device memory; absent: unknown or shared with the host."""
+    memory_kind: _builtins.str
+    """"dedicated", "unified" (one memory with the CPU) or "shared"; empty: unknown."""
+    memory_bandwidth_bytes_per_s: _builtins.float
+    """Most bytes a second its memory can move, from clock and bus width as the driver gives them; absent: unknown."""
     def __init__(
         self,
         *,
@@ -162,16 +181,180 @@ class Device(_message.Message):
         display_name: _builtins.str = ...,
         driver_version: _builtins.str = ...,
         memory_bytes: _builtins.int | None = ...,
+        memory_kind: _builtins.str = ...,
+        memory_bandwidth_bytes_per_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bandwidth_bytes_per_s", b"_memory_bandwidth_bytes_per_s", "_memory_bytes", b"_memory_bytes", "memory_bandwidth_bytes_per_s", b"memory_bandwidth_bytes_per_s", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "device_id", b"device_id", "display_name", b"display_name", "driver_version", b"driver_version", "kind", b"kind", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bandwidth_bytes_per_s", b"_memory_bandwidth_bytes_per_s", "_memory_bytes", b"_memory_bytes", "device_id", b"device_id", "display_name", b"display_name", "driver_version", b"driver_version", "kind", b"kind", "memory_bandwidth_bytes_per_s", b"memory_bandwidth_bytes_per_s", "memory_bytes", b"memory_bytes", "memory_kind", b"memory_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_bandwidth_bytes_per_s: _TypeAlias = _typing.Literal["memory_bandwidth_bytes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__memory_bandwidth_bytes_per_s: _TypeAlias = _typing.Literal["_memory_bandwidth_bytes_per_s", b"_memory_bandwidth_bytes_per_s"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bandwidth_bytes_per_s) -> _WhichOneofReturnType__memory_bandwidth_bytes_per_s | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class HostState(_message.Message):
+    """The conditions a host measures under; they change. Absent: this host does not say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_BATTERY_FIELD_NUMBER: _builtins.int
+    BATTERY_RATIO_FIELD_NUMBER: _builtins.int
+    POWER_PLAN_FIELD_NUMBER: _builtins.int
+    LOW_POWER_MODE_FIELD_NUMBER: _builtins.int
+    CPU_CLOCK_HZ_FIELD_NUMBER: _builtins.int
+    CPU_CLOCK_LIMIT_HZ_FIELD_NUMBER: _builtins.int
+    CPU_TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    DEVICE_TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    THERMAL_PRESSURE_FIELD_NUMBER: _builtins.int
+    BACKGROUND_CPU_RATIO_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    SUSPENDED_NS_FIELD_NUMBER: _builtins.int
+    THROTTLE_REASONS_FIELD_NUMBER: _builtins.int
+    on_battery: _builtins.bool
+    """Whether it runs on battery; absent: no battery or unknown."""
+    battery_ratio: _builtins.float
+    """Charge, 0 to 1."""
+    power_plan: _builtins.str
+    """Power plan, platform profile or CPU frequency governor, as the system names it; empty: unknown."""
+    low_power_mode: _builtins.bool
+    """The system saves power on request."""
+    cpu_clock_hz: _builtins.float
+    """Mean clock of the logical processors, in Hz."""
+    cpu_clock_limit_hz: _builtins.float
+    """Highest clock the processor may have, in Hz."""
+    cpu_temperature_c: _builtins.float
+    """Hottest CPU sensor, in degrees Celsius."""
+    device_temperature_c: _builtins.float
+    """Hottest GPU or NPU, in degrees Celsius."""
+    thermal_pressure: _builtins.str
+    """"nominal", "fair", "serious" or "critical"; empty: unknown."""
+    background_cpu_ratio: _builtins.float
+    """Share of all logical processors that others than runtime, load process and agent used since the state before
+    (or over the last second, where there was none).
+    """
+    available_bytes: _builtins.int
+    """Memory new work can have without swapping."""
+    suspended_ns: _builtins.int
+    """How long the machine slept since the state before, in ns."""
+    @_builtins.property
+    def throttle_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What slows devices down now: "power", "thermal", "board", …, each once."""
+
+    def __init__(
+        self,
+        *,
+        on_battery: _builtins.bool | None = ...,
+        battery_ratio: _builtins.float | None = ...,
+        power_plan: _builtins.str = ...,
+        low_power_mode: _builtins.bool | None = ...,
+        cpu_clock_hz: _builtins.float | None = ...,
+        cpu_clock_limit_hz: _builtins.float | None = ...,
+        cpu_temperature_c: _builtins.float | None = ...,
+        device_temperature_c: _builtins.float | None = ...,
+        thermal_pressure: _builtins.str = ...,
+        background_cpu_ratio: _builtins.float | None = ...,
+        available_bytes: _builtins.int | None = ...,
+        suspended_ns: _builtins.int | None = ...,
+        throttle_reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_background_cpu_ratio", b"_background_cpu_ratio", "_battery_ratio", b"_battery_ratio", "_cpu_clock_hz", b"_cpu_clock_hz", "_cpu_clock_limit_hz", b"_cpu_clock_limit_hz", "_cpu_temperature_c", b"_cpu_temperature_c", "_device_temperature_c", b"_device_temperature_c", "_low_power_mode", b"_low_power_mode", "_on_battery", b"_on_battery", "_suspended_ns", b"_suspended_ns", "available_bytes", b"available_bytes", "background_cpu_ratio", b"background_cpu_ratio", "battery_ratio", b"battery_ratio", "cpu_clock_hz", b"cpu_clock_hz", "cpu_clock_limit_hz", b"cpu_clock_limit_hz", "cpu_temperature_c", b"cpu_temperature_c", "device_temperature_c", b"device_temperature_c", "low_power_mode", b"low_power_mode", "on_battery", b"on_battery", "suspended_ns", b"suspended_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_background_cpu_ratio", b"_background_cpu_ratio", "_battery_ratio", b"_battery_ratio", "_cpu_clock_hz", b"_cpu_clock_hz", "_cpu_clock_limit_hz", b"_cpu_clock_limit_hz", "_cpu_temperature_c", b"_cpu_temperature_c", "_device_temperature_c", b"_device_temperature_c", "_low_power_mode", b"_low_power_mode", "_on_battery", b"_on_battery", "_suspended_ns", b"_suspended_ns", "available_bytes", b"available_bytes", "background_cpu_ratio", b"background_cpu_ratio", "battery_ratio", b"battery_ratio", "cpu_clock_hz", b"cpu_clock_hz", "cpu_clock_limit_hz", b"cpu_clock_limit_hz", "cpu_temperature_c", b"cpu_temperature_c", "device_temperature_c", b"device_temperature_c", "low_power_mode", b"low_power_mode", "on_battery", b"on_battery", "power_plan", b"power_plan", "suspended_ns", b"suspended_ns", "thermal_pressure", b"thermal_pressure", "throttle_reasons", b"throttle_reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available_bytes: _TypeAlias = _typing.Literal["available_bytes"]  # noqa: Y015
+    _WhichOneofArgType__available_bytes: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__background_cpu_ratio: _TypeAlias = _typing.Literal["background_cpu_ratio"]  # noqa: Y015
+    _WhichOneofArgType__background_cpu_ratio: _TypeAlias = _typing.Literal["_background_cpu_ratio", b"_background_cpu_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__battery_ratio: _TypeAlias = _typing.Literal["battery_ratio"]  # noqa: Y015
+    _WhichOneofArgType__battery_ratio: _TypeAlias = _typing.Literal["_battery_ratio", b"_battery_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_clock_hz: _TypeAlias = _typing.Literal["cpu_clock_hz"]  # noqa: Y015
+    _WhichOneofArgType__cpu_clock_hz: _TypeAlias = _typing.Literal["_cpu_clock_hz", b"_cpu_clock_hz"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_clock_limit_hz: _TypeAlias = _typing.Literal["cpu_clock_limit_hz"]  # noqa: Y015
+    _WhichOneofArgType__cpu_clock_limit_hz: _TypeAlias = _typing.Literal["_cpu_clock_limit_hz", b"_cpu_clock_limit_hz"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_temperature_c: _TypeAlias = _typing.Literal["cpu_temperature_c"]  # noqa: Y015
+    _WhichOneofArgType__cpu_temperature_c: _TypeAlias = _typing.Literal["_cpu_temperature_c", b"_cpu_temperature_c"]  # noqa: Y015
+    _WhichOneofReturnType__device_temperature_c: _TypeAlias = _typing.Literal["device_temperature_c"]  # noqa: Y015
+    _WhichOneofArgType__device_temperature_c: _TypeAlias = _typing.Literal["_device_temperature_c", b"_device_temperature_c"]  # noqa: Y015
+    _WhichOneofReturnType__low_power_mode: _TypeAlias = _typing.Literal["low_power_mode"]  # noqa: Y015
+    _WhichOneofArgType__low_power_mode: _TypeAlias = _typing.Literal["_low_power_mode", b"_low_power_mode"]  # noqa: Y015
+    _WhichOneofReturnType__on_battery: _TypeAlias = _typing.Literal["on_battery"]  # noqa: Y015
+    _WhichOneofArgType__on_battery: _TypeAlias = _typing.Literal["_on_battery", b"_on_battery"]  # noqa: Y015
+    _WhichOneofReturnType__suspended_ns: _TypeAlias = _typing.Literal["suspended_ns"]  # noqa: Y015
+    _WhichOneofArgType__suspended_ns: _TypeAlias = _typing.Literal["_suspended_ns", b"_suspended_ns"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available_bytes) -> _WhichOneofReturnType__available_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__background_cpu_ratio) -> _WhichOneofReturnType__background_cpu_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__battery_ratio) -> _WhichOneofReturnType__battery_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_clock_hz) -> _WhichOneofReturnType__cpu_clock_hz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_clock_limit_hz) -> _WhichOneofReturnType__cpu_clock_limit_hz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_temperature_c) -> _WhichOneofReturnType__cpu_temperature_c | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_temperature_c) -> _WhichOneofReturnType__device_temperature_c | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low_power_mode) -> _WhichOneofReturnType__low_power_mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__on_battery) -> _WhichOneofReturnType__on_battery | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__suspended_ns) -> _WhichOneofReturnType__suspended_ns | None: ...
+
+Global___HostState: _TypeAlias = HostState  # noqa: Y015
+
+@_typing.final
+class MachineLimits(_message.Message):
+    """What a machine can do at most: the yardstick for tokens a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    COMPUTE_FLOP_PER_S_FIELD_NUMBER: _builtins.int
+    THREAD_COUNT_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MEASURE_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    memory_bandwidth_bytes_per_s: _builtins.float
+    """Bytes a second that all cores together read from memory; 0: not measured (see failure)."""
+    compute_flop_per_s: _builtins.float
+    """Floating-point operations a second of all cores together (single precision, one multiply and one add are two)."""
+    thread_count: _builtins.int
+    """Threads that did it."""
+    method: _builtins.str
+    """How it was measured, for people."""
+    failure: _builtins.str
+    """Why it could not be measured; empty: it was."""
+    @_builtins.property
+    def measure_time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the agent's wall clock."""
+
+    def __init__(
+        self,
+        *,
+        memory_bandwidth_bytes_per_s: _builtins.float = ...,
+        compute_flop_per_s: _builtins.float = ...,
+        thread_count: _builtins.int = ...,
+        method: _builtins.str = ...,
+        measure_time: _timestamp_pb2.Timestamp | None = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measure_time", b"measure_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_flop_per_s", b"compute_flop_per_s", "failure", b"failure", "measure_time", b"measure_time", "memory_bandwidth_bytes_per_s", b"memory_bandwidth_bytes_per_s", "method", b"method", "thread_count", b"thread_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineLimits: _TypeAlias = MachineLimits  # noqa: Y015
 
 @_typing.final
 class RuntimeInfo(_message.Message):
@@ -204,6 +387,9 @@ class RuntimeInfo(_message.Message):
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"foundry", "endpoint", …"""
     available: _builtins.bool
@@ -212,9 +398,17 @@ class RuntimeInfo(_message.Message):
     """Why not, and what would help; empty when available."""
     version: _builtins.str
     """Version; empty: unknown."""
+    dialect: _builtins.str
+    """The protocol an endpoint speaks, e.g. "ollama"; empty: the runtime is no endpoint, or it was not asked."""
+    endpoint_url: _builtins.str
+    """Where it serves, when it serves by itself."""
     @_builtins.property
     def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Versions of its parts, e.g. onnxruntime."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it can be asked to do: "list", "pull", "load", "unload", "remove", "serve", "direct", "timings"."""
 
     def __init__(
         self,
@@ -224,10 +418,13 @@ class RuntimeInfo(_message.Message):
         unavailable_reason: _builtins.str = ...,
         version: _builtins.str = ...,
         components: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        dialect: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "components", b"components", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "capabilities", b"capabilities", "components", b"components", "dialect", b"dialect", "endpoint_url", b"endpoint_url", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,12 +436,55 @@ class ProbeInfo(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class GapsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ReadingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PROBE_ID_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     COST_US_FIELD_NUMBER: _builtins.int
     PERIOD_MS_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    READING_FIELD_NUMBER: _builtins.int
+    VERIFICATION_FIELD_NUMBER: _builtins.int
     probe_id: _builtins.str
     """"system", "nvidia", …"""
     available: _builtins.bool
@@ -255,9 +495,19 @@ class ProbeInfo(_message.Message):
     """Time of one reading; absent: not measured."""
     period_ms: _builtins.int
     """Time between readings, in milliseconds."""
+    verification: _builtins.str
+    """What this source was tried on: "real hardware", "a fake library", "recorded output" or "documentation"."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the metrics it delivers (columns of the samples table)."""
+
+    @_builtins.property
+    def gaps(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Metrics of this probe that this host does not offer, with the reason."""
+
+    @_builtins.property
+    def reading(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """One reading, by metric and, for devices, "metric@device_id"."""
 
     def __init__(
         self,
@@ -268,10 +518,13 @@ class ProbeInfo(_message.Message):
         metrics: _abc.Iterable[_builtins.str] | None = ...,
         cost_us: _builtins.float | None = ...,
         period_ms: _builtins.int = ...,
+        gaps: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        reading: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        verification: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_us", b"_cost_us", "cost_us", b"cost_us"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_us", b"_cost_us", "available", b"available", "cost_us", b"cost_us", "metrics", b"metrics", "period_ms", b"period_ms", "probe_id", b"probe_id", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_us", b"_cost_us", "available", b"available", "cost_us", b"cost_us", "gaps", b"gaps", "metrics", b"metrics", "period_ms", b"period_ms", "probe_id", b"probe_id", "reading", b"reading", "unavailable_reason", b"unavailable_reason", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_us: _TypeAlias = _typing.Literal["cost_us"]  # noqa: Y015
     _WhichOneofArgType__cost_us: _TypeAlias = _typing.Literal["_cost_us", b"_cost_us"]  # noqa: Y015

@@ -64,6 +64,7 @@ class JobSpec(_message.Message):
     CASES_FIELD_NUMBER: _builtins.int
     SAMPLE_PERIOD_MS_FIELD_NUMBER: _builtins.int
     SKIP_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run this job belongs to (UUID)."""
     held_by: _builtins.str
@@ -80,6 +81,10 @@ class JobSpec(_message.Message):
     def cases(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaseSpec]:
         """Cases in the order to run them; at least one."""
 
+    @_builtins.property
+    def conditions(self) -> Global___HostConditions:
+        """What the host must be like for a round to begin; absent: no matter."""
+
     def __init__(
         self,
         *,
@@ -89,14 +94,56 @@ class JobSpec(_message.Message):
         cases: _abc.Iterable[Global___CaseSpec] | None = ...,
         sample_period_ms: _builtins.int = ...,
         skip_certificate: _builtins.bool = ...,
+        conditions: Global___HostConditions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "held_by", b"held_by", "prompt_sets", b"prompt_sets", "run_id", b"run_id", "sample_period_ms", b"sample_period_ms", "skip_certificate", b"skip_certificate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "conditions", b"conditions", "held_by", b"held_by", "prompt_sets", b"prompt_sets", "run_id", b"run_id", "sample_period_ms", b"sample_period_ms", "skip_certificate", b"skip_certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class HostConditions(_message.Message):
+    """What a host must be like for a round to begin. A case whose conditions do not come in time fails and says so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRE_AC_FIELD_NUMBER: _builtins.int
+    COOL_TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    MAXIMUM_BACKGROUND_RATIO_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    require_ac: _builtins.bool
+    """Not on battery."""
+    cool_temperature_c: _builtins.float
+    """Neither CPU nor device warmer than so many degrees Celsius; absent: no matter."""
+    maximum_background_ratio: _builtins.float
+    """Others use at most this share of all logical processors, 0 to 1; absent: no matter."""
+    wait_s: _builtins.float
+    """How long to wait for all that, in seconds; 0: the agent's default."""
+    def __init__(
+        self,
+        *,
+        require_ac: _builtins.bool = ...,
+        cool_temperature_c: _builtins.float | None = ...,
+        maximum_background_ratio: _builtins.float | None = ...,
+        wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cool_temperature_c", b"_cool_temperature_c", "_maximum_background_ratio", b"_maximum_background_ratio", "cool_temperature_c", b"cool_temperature_c", "maximum_background_ratio", b"maximum_background_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cool_temperature_c", b"_cool_temperature_c", "_maximum_background_ratio", b"_maximum_background_ratio", "cool_temperature_c", b"cool_temperature_c", "maximum_background_ratio", b"maximum_background_ratio", "require_ac", b"require_ac", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cool_temperature_c: _TypeAlias = _typing.Literal["cool_temperature_c"]  # noqa: Y015
+    _WhichOneofArgType__cool_temperature_c: _TypeAlias = _typing.Literal["_cool_temperature_c", b"_cool_temperature_c"]  # noqa: Y015
+    _WhichOneofReturnType__maximum_background_ratio: _TypeAlias = _typing.Literal["maximum_background_ratio"]  # noqa: Y015
+    _WhichOneofArgType__maximum_background_ratio: _TypeAlias = _typing.Literal["_maximum_background_ratio", b"_maximum_background_ratio"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cool_temperature_c) -> _WhichOneofReturnType__cool_temperature_c | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_background_ratio) -> _WhichOneofReturnType__maximum_background_ratio | None: ...
+
+Global___HostConditions: _TypeAlias = HostConditions  # noqa: Y015
 
 @_typing.final
 class CaseSpec(_message.Message):
@@ -124,6 +171,9 @@ class CaseSpec(_message.Message):
     IDLE_PAUSE_S_FIELD_NUMBER: _builtins.int
     DETERMINISTIC_FIELD_NUMBER: _builtins.int
     BLOCK_INDEX_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    KEEP_WARM_PERIOD_S_FIELD_NUMBER: _builtins.int
+    SKIP_UNFIT_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """UUID."""
     runtime: _builtins.str
@@ -158,6 +208,12 @@ class CaseSpec(_message.Message):
     """Everything that decides an answer is fixed, so that answers can be compared between hosts and runs."""
     block_index: _builtins.int
     """Which of the blocks, from 0, that cases are interleaved in: A B, then B A, so that no device always runs last."""
+    path: _builtins.str
+    """How the runtime is reached: "http" or "direct" (in its own process, without HTTP); empty: http."""
+    keep_warm_period_s: _builtins.float
+    """Between rounds and while waiting send a request every so many seconds, so that the runtime does not unload; 0: do not."""
+    skip_unfit: _builtins.bool
+    """Leave the case out when the forecast says that the model does not fit in memory."""
     @_builtins.property
     def sampling(self) -> Global___SamplingSpec:
         """Sampling parameters."""
@@ -193,10 +249,13 @@ class CaseSpec(_message.Message):
         idle_pause_s: _builtins.float = ...,
         deterministic: _builtins.bool = ...,
         block_index: _builtins.int = ...,
+        path: _builtins.str = ...,
+        keep_warm_period_s: _builtins.float = ...,
+        skip_unfit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "deadlines", b"deadlines", "request_rate_per_s", b"request_rate_per_s", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "allow_prefix_cache", b"allow_prefix_cache", "arrival", b"arrival", "block_index", b"block_index", "case_id", b"case_id", "concurrency", b"concurrency", "deadlines", b"deadlines", "deterministic", b"deterministic", "device", b"device", "drop_page_cache", b"drop_page_cache", "endpoint_url", b"endpoint_url", "idle_pause_s", b"idle_pause_s", "model", b"model", "prompt_set", b"prompt_set", "request_rate_per_s", b"request_rate_per_s", "round_count", b"round_count", "runtime", b"runtime", "sampling", b"sampling", "stop", b"stop", "stream", b"stream", "warmup_round_count", b"warmup_round_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s", "allow_prefix_cache", b"allow_prefix_cache", "arrival", b"arrival", "block_index", b"block_index", "case_id", b"case_id", "concurrency", b"concurrency", "deadlines", b"deadlines", "deterministic", b"deterministic", "device", b"device", "drop_page_cache", b"drop_page_cache", "endpoint_url", b"endpoint_url", "idle_pause_s", b"idle_pause_s", "keep_warm_period_s", b"keep_warm_period_s", "model", b"model", "path", b"path", "prompt_set", b"prompt_set", "request_rate_per_s", b"request_rate_per_s", "round_count", b"round_count", "runtime", b"runtime", "sampling", b"sampling", "skip_unfit", b"skip_unfit", "stop", b"stop", "stream", b"stream", "warmup_round_count", b"warmup_round_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_rate_per_s: _TypeAlias = _typing.Literal["request_rate_per_s"]  # noqa: Y015
     _WhichOneofArgType__request_rate_per_s: _TypeAlias = _typing.Literal["_request_rate_per_s", b"_request_rate_per_s"]  # noqa: Y015
@@ -471,6 +530,7 @@ class Job(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     ACCEPT_TIME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID."""
     run_id: _builtins.str
@@ -481,6 +541,8 @@ class Job(_message.Message):
     """Where it stands."""
     last_sequence: _builtins.int
     """Highest sequence in the journal."""
+    size_bytes: _builtins.int
+    """Bytes of its events in the journal."""
     @_builtins.property
     def accept_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted, by the agent's wall clock."""
@@ -494,10 +556,11 @@ class Job(_message.Message):
         state: Global___JobState.ValueType = ...,
         last_sequence: _builtins.int = ...,
         accept_time: _timestamp_pb2.Timestamp | None = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "held_by", b"held_by", "job_id", b"job_id", "last_sequence", b"last_sequence", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "held_by", b"held_by", "job_id", b"job_id", "last_sequence", b"last_sequence", "run_id", b"run_id", "size_bytes", b"size_bytes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

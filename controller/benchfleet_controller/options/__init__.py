@@ -1,0 +1,45 @@
+"""The options of every command: one module a group, as in `commands`. Only a named command's are built.
+
+Nothing here is imported before a command is named, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMATS = ("table", "json", "csv", "md")
+HOST_HELP = "NAME=ADDRESS, an address (HOST:PORT), or a name from the inventory or an earlier run"
+RUN_HELP = "a run's id, a unique prefix of it, or `last`"
+
+
+def add_goodput(command: argparse.ArgumentParser) -> None:
+    """``--goodput``."""
+    command.add_argument(
+        "--goodput",
+        metavar="LIMITS",
+        help="count requests within limits, such as ttft=0.5,tpot=0.05 (default: the plan's)",
+    )
+
+
+def add_format(command: argparse.ArgumentParser) -> None:
+    """``--format``."""
+    command.add_argument("--format", choices=FORMATS, default="table", help="how to print (default table)")
+
+
+def add_inventory(command: argparse.ArgumentParser) -> None:
+    """``--inventory`` and how to trust its hosts."""
+    from benchfleet_controller.certs_options import add_trust
+
+    command.add_argument("--inventory", type=path, metavar="FILE", help="fleet.toml with the names of hosts")
+    add_trust(command)
+
+
+def path(text: str) -> Path:
+    """An argument that is a path."""
+    from pathlib import Path
+
+    return Path(text)
