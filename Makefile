@@ -4,15 +4,17 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PROTOS := $(wildcard proto/benchfleet/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types proto proto-check bench bench-timing clean
+.PHONY: help demo test test-slow test-faults lint format types proto proto-check docs lock audit bench bench-timing \
+  bench-overhead bench-dataplane bench-queries clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[agent,controller,report]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable ".[agent,controller,report]" --group dev
 	@touch $@
 
 demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, a real model, a comparison
@@ -25,6 +27,9 @@ test: .venv/.ready  ## all tests that need no more than a few minutes, on the re
 
 test-slow: .venv/.ready  ## the slow tests: the demo, the real model's build, reports in Chromium
 	$(BIN)/python -m pytest -m "slow and not live"
+
+test-faults: .venv/.ready  ## hundreds of random faults with real processes: nothing lost, nothing twice (docs/faults.md)
+	$(BIN)/python -m pytest tests/faults -m "not live"
 
 lint: .venv/.ready  ## ruff, import contracts
 	$(BIN)/ruff check .
@@ -48,6 +53,18 @@ proto: .venv/.ready  ## generate Python from the .proto files
 proto-check: proto  ## the checked-in generated code is what the .proto files say, and they are well-formed
 	git diff --exit-code -- proto
 	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+docs: .venv/.ready  ## rewrite the tables of the documentation that follow from the program
+	$(BIN)/python docs/regenerate.py
+
+lock: .venv/.ready  ## choose the versions of constraints.txt anew
+	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install --quiet uv
+	.venv/lock/bin/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --extra agent --extra controller --extra report --group dev pyproject.toml -o constraints.txt
+
+audit: .venv/.ready  ## known vulnerabilities of the versions in constraints.txt (asks a public database)
+	$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 bench: bench-timing  ## all of the program's own benchmarks
 

@@ -6,6 +6,7 @@ Commands live in `commands` and are imported when used, so that ``--help`` stays
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from benchfleet import __version__
@@ -25,6 +26,8 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ.get("COMP_LINE", ""))
     given = sys.argv[1:] if arguments is None else list(arguments)
     # Only the named command's options are built: they are most of the time that --help takes.
     chosen = next((word for word in given if word in COMMANDS), "")
@@ -36,8 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _carry_out(options: argparse.Namespace) -> int:
-    import os
-
     try:
         command = _function("commands", options.command)
     except ModuleNotFoundError as error:
@@ -61,6 +62,13 @@ def _carry_out(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (head, less) has seen enough
         return EXIT_DONE
+
+
+def _complete(line: str) -> None:
+    """Answer a shell that completes ``line``, and end; only the options of the command in it are built."""
+    import argcomplete
+
+    argcomplete.autocomplete(parser(next((word for word in line.split() if word in COMMANDS), "")))
 
 
 def complain(message: str, code: int = EXIT_USAGE) -> int:
@@ -123,12 +131,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "collect": ("running:collect", "fetch what hosts still hold, e.g. after Ctrl-C", "running:collect"),
     "cancel": ("running:cancel", "end a run's jobs on their hosts and fetch what they have", "running:cancel"),
     "compare": ("comparing:compare_command", "which is better, by how much, how sure", "answers:compare"),
+    "score": ("scoring:score_command", "how good the answers are, by what was expected or by a judge", "answers:score"),
     "select": ("selecting:select_command", "which model to take under limits, and why", "answers:select"),
     "baseline": ("baselines:baseline", "named results that later runs are compared with", "answers:baseline"),
-    "report": ("answers:report", "write a run's report to a file", "answers:report"),
+    "report": ("reporting:report", "write a run's report to a file", "answers:report"),
     "hosts": ("hosts:hosts", "known hosts, and whether they answer", "hosts:hosts"),
     "models": ("hosts:models", "what a host can serve", "hosts:some_hosts"),
     "certs": ("certs:certs", "a lab's certificates: who may reach which agent", "hosts:certs"),
+    "completion": ("completion:completion", "how a shell completes benchfleet's commands", "completion:completion"),
     "doctor": ("hosts:doctor", "what is wrong with a host, and what to do about it", "hosts:some_hosts"),
 }
 """Every command: its function in `commands`, what it is for, and what adds its options in `options`."""

@@ -19,6 +19,7 @@ DEFAULT_ROUNDS = 3
 ARRIVALS = ("constant", "poisson")
 PREFIX_CACHES = ("defeat", "allow")
 PAGE_CACHES = ("keep", "drop")
+PATHS = ("http", "direct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,31 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a host must be like for a round to begin; it waits for that, and a case whose wait is over fails."""
+
+    require_ac: bool | None = None
+    """Not on battery."""
+    cool_temperature_c: float | None = None
+    """Neither processor nor device warmer than so many degrees Celsius."""
+    maximum_background_ratio: float | None = None
+    """Others use at most this share of all logical processors."""
+    wait_s: float | None = None
+    """The longest wait; None: the agent's default."""
+
+    def to_proto(self) -> job_pb2.HostConditions | None:
+        """For a job; None: no matter."""
+        if self == Conditions(wait_s=self.wait_s):
+            return None
+        return job_pb2.HostConditions(
+            require_ac=bool(self.require_ac),
+            cool_temperature_c=self.cool_temperature_c,
+            maximum_background_ratio=self.maximum_background_ratio,
+            wait_s=self.wait_s or 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What the user says of a model, from a ``models.json``."""
 
@@ -145,6 +171,13 @@ class Plan:
     """``drop``: the model's files leave the system's page cache before each load, where the system lets."""
     idle_pause_s: float | None = None
     """After the rounds: pause, then one request more."""
+    paths: tuple[str, ...] = ("http",)
+    """``http``, and ``direct``: in the runtime's own process, to see what HTTP costs."""
+    keep_warm_period_s: float | None = None
+    """Between rounds and while waiting: a request every so often, so that the runtime keeps the model loaded."""
+    skip_unfit: bool = False
+    """Leave models out that are forecast not to fit in memory."""
+    conditions: Conditions = Conditions()
     deterministic: bool = False
     certificate: bool = True
     """The agents measure themselves before the first case."""
@@ -174,6 +207,7 @@ class CasePlan:
     concurrency: int
     rate_per_s: float | None
     rounds: int
+    path: str = "http"
     block_index: int = 0
 
 
@@ -192,6 +226,7 @@ class JobPlan:
             run_id=run_id,
             held_by=held_by,
             skip_certificate=not plan.certificate,
+            conditions=plan.conditions.to_proto(),
             prompt_sets=[_prompt_set_to_proto(prompts) for prompts in plan.prompt_sets],
             cases=[
                 job_pb2.CaseSpec(
@@ -216,6 +251,9 @@ class JobPlan:
                     allow_prefix_cache=plan.prefix_cache == "allow",
                     drop_page_cache=plan.page_cache == "drop",
                     idle_pause_s=plan.idle_pause_s or 0,
+                    path=case.path,
+                    keep_warm_period_s=plan.keep_warm_period_s or 0,
+                    skip_unfit=plan.skip_unfit,
                     deterministic=plan.deterministic,
                     stream=plan.stream,
                     sampling=job_pb2.SamplingSpec(
@@ -234,8 +272,8 @@ class JobPlan:
         )
 
 
-Combination = tuple[str, str, str, str, int, float | None]
-"""Runtime, model, device, prompt set, concurrency, rate."""
+Combination = tuple[str, str, str, str, int, float | None, str]
+"""Runtime, model, device, prompt set, concurrency, rate, path."""
 
 
 def expand(
@@ -252,7 +290,7 @@ def _cases(
     plan: Plan, host: str, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[str]]
 ) -> tuple[CasePlan, ...]:
     combinations: list[Combination] = [
-        (runtime, model, device, prompts.name, concurrency, rate)
+        (runtime, model, device, prompts.name, concurrency, rate, path)
         for runtime in plan.runtimes
         for model in plan.models
         for given in plan.devices
@@ -260,11 +298,12 @@ def _cases(
         for prompts in plan.prompt_sets
         for concurrency in plan.concurrencies
         for rate in plan.rates or (None,)
+        for path in plan.paths
     ]
     random.Random(plan.seed or 0).shuffle(combinations)
     cases: list[CasePlan] = []
     for block in range(plan.blocks):
-        for runtime, model, device, prompts, concurrency, rate in combinations[:: -1 if block % 2 else 1]:
+        for runtime, model, device, prompts, concurrency, rate, path in combinations[:: -1 if block % 2 else 1]:
             cases.append(
                 CasePlan(
                     case_id=new_id(),
@@ -277,6 +316,7 @@ def _cases(
                     concurrency=concurrency,
                     rate_per_s=rate,
                     rounds=(plan.rounds + block) // plan.blocks,
+                    path=path,
                     block_index=block,
                 )
             )

@@ -15,6 +15,7 @@ from benchfleet_controller.model_facts import ModelFactsError, load_model_facts
 from benchfleet_controller.plan import (
     ALL_DEVICES,
     DEFAULT_ROUNDS,
+    Conditions,
     Deadlines,
     HostTarget,
     ModelFacts,
@@ -78,6 +79,13 @@ class PlanDraft:
     certificate: bool | None = None
     goodput: str | None = None
     model_facts: tuple[ModelFacts, ...] | None = None
+    paths: tuple[str, ...] | None = None
+    keep_warm_period_s: float | None = None
+    skip_unfit: bool | None = None
+    require_ac: bool | None = None
+    cool_temperature_c: float | None = None
+    maximum_background_ratio: float | None = None
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,9 @@ _FLAGS = {
     "load_s": "--load-timeout", "request_s": "--request-timeout", "first_token_s": "--first-token-timeout",
     "token_s": "--token-timeout", "rates": "--rate", "minimum_duration_s": "--min-duration",
     "interval_ratio": "--until-within", "maximum_rounds": "--max-rounds", "prompt_token_counts": "--prompt-tokens",
-    "idle_pause_s": "--idle-pause",
+    "idle_pause_s": "--idle-pause", "paths": "--path", "keep_warm_period_s": "--keep-warm",
+    "cool_temperature_c": "--wait-until-cool", "maximum_background_ratio": "--max-background-load",
+    "wait_s": "--condition-timeout",
 }  # fmt: skip
 """Flags that are not called as their field."""
 
@@ -147,7 +157,8 @@ def _assembled(chosen: dict[str, Any]) -> Plan:
         chosen.setdefault("concurrencies", (DEFAULT_IN_FLIGHT,))
     deadlines = Deadlines(**{field.name: chosen.pop(field.name, None) for field in fields(Deadlines)})
     stop = Stop(**{field.name: chosen.pop(field.name, None) for field in fields(Stop)})
-    plan = Plan(**chosen, deadlines=deadlines, stop=stop)
+    conditions = Conditions(**{field.name: chosen.pop(field.name, None) for field in fields(Conditions)})
+    plan = Plan(**chosen, deadlines=deadlines, stop=stop, conditions=conditions)
     if plan.stop.maximum_rounds is None and (stop.minimum_duration_s or stop.interval_ratio):
         most = max(plan.rounds, DEFAULT_MAXIMUM_ROUNDS)
         plan = dataclasses.replace(plan, stop=dataclasses.replace(stop, maximum_rounds=most))

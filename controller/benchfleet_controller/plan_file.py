@@ -4,14 +4,15 @@ A file's top-level keys:
 
 - ``name``, ``seed``, ``rounds``, ``warmup``, ``max_tokens``, ``temperature``, ``top_p``, ``stream``, ``endpoint``,
   ``arrival``, ``prefix_cache``, ``page_cache``, ``idle_pause_s``, ``deterministic``, ``certificate``, ``goodput``,
-  ``blocks``;
-- ``models``, ``devices``, ``runtimes``, ``concurrency``, ``rate``, ``prompt_tokens``: one value or a list; every
-  combination is a case (``models`` may also be a ``models.json`` or such a table);
+  ``blocks``, ``keep_warm_period_s``, ``skip_unfit``;
+- ``models``, ``devices``, ``runtimes``, ``concurrency``, ``rate``, ``prompt_tokens``, ``path``: one value or a list;
+  every combination is a case (``models`` may also be a ``models.json`` or such a table);
 - ``hosts``: a table ``name = "address"``, ``[[hosts]]`` with ``name`` and ``address``, or a list of HOST texts as
   on the command line;
 - ``prompts``: a file (relative to the plan), a list of texts or prompt objects, or a table of such by name;
 - ``deadlines``: ``prepare_s``, ``load_s``, ``request_s``, ``first_token_s``, ``token_s``;
-- ``stop``: ``round_duration_s``, ``minimum_duration_s``, ``interval_ratio``, ``maximum_rounds``.
+- ``stop``: ``round_duration_s``, ``minimum_duration_s``, ``interval_ratio``, ``maximum_rounds``;
+- ``conditions``: ``require_ac``, ``cool_temperature_c``, ``maximum_background_ratio``, ``wait_s``.
 
 docs/plan.md documents them with an example.
 """
@@ -29,7 +30,7 @@ from typing import Any
 from benchfleet_controller.inventory import InventoryError, check_distinct, host_target, resolve_hosts, toml_problem
 from benchfleet_controller.levels import levels
 from benchfleet_controller.model_facts import ModelFactsError, load_model_facts, model_facts
-from benchfleet_controller.plan import Deadlines, HostTarget, ModelFacts, PromptSet, Stop
+from benchfleet_controller.plan import Conditions, Deadlines, HostTarget, ModelFacts, PromptSet, Stop
 from benchfleet_controller.plan_draft import PlanDraft, PlanError
 from benchfleet_controller.plan_limits import problems_of, shown
 from benchfleet_controller.prompts import PromptError, inline_prompts, load_prompts
@@ -93,6 +94,9 @@ class _Reader:
             "deterministic": ("deterministic", self._of(bool)),
             "certificate": ("certificate", self._of(bool)),
             "goodput": ("goodput", self._of(str)),
+            "path": ("paths", self._list(str)),
+            "keep_warm_period_s": ("keep_warm_period_s", self._of(float)),
+            "skip_unfit": ("skip_unfit", self._of(bool)),
             "prompts": ("prompt_sets", self._prompts),
             "max_tokens": ("max_tokens", self._of(int)),
             "temperature": ("temperature", self._of(float)),
@@ -105,12 +109,17 @@ class _Reader:
             field.name: (field.name, self._of(int if field.name == "maximum_rounds" else float))
             for field in fields(Stop)
         }
+        self._conditions = {
+            field.name: (field.name, self._of(bool if field.name == "require_ac" else float))
+            for field in fields(Conditions)
+        }
 
     def read(self, document: Mapping[str, Any]) -> PlanDraft:
         """The draft. Raises `PlanError` when anything was wrong."""
         tables = {
             "deadlines": (self._deadlines, "seconds", "request_s = 60"),
             "stop": (self._stop, "limits", "round_duration_s = 30"),
+            "conditions": (self._conditions, "conditions", "require_ac = true"),
         }
         top = {key: value for key, value in document.items() if key not in tables}
         found = self._table("", top, self._keys, also=tuple(tables))

@@ -17,6 +17,7 @@ from benchfleet_controller.plan import (
     DEFAULT_ROUNDS,
     DEVICES,
     PAGE_CACHES,
+    PATHS,
     PREFIX_CACHES,
     Deadlines,
     Plan,
@@ -99,6 +100,7 @@ def _limits(value: str) -> str:
 
 
 _SECONDS = _above(0, 86_400, " seconds")
+_AWAITED = ("require_ac", "cool_temperature_c", "maximum_background_ratio")
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "name": _text(200),
     "models": _text(300),
@@ -124,6 +126,11 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "prefix_cache": _one_of(PREFIX_CACHES),
     "page_cache": _one_of(PAGE_CACHES),
     "idle_pause_s": _SECONDS,
+    "paths": _one_of(PATHS),
+    "keep_warm_period_s": _above(0, 3_600, " seconds"),
+    "cool_temperature_c": _between(20, 120, " °C"),
+    "maximum_background_ratio": _between(0, 1),
+    "wait_s": _SECONDS,
     "goodput": _limits,
 } | {field.name: _SECONDS for field in fields(Deadlines)}
 
@@ -137,6 +144,10 @@ def contradictions(chosen: Mapping[str, Any]) -> Iterator[str]:
         if rate * (chosen.get("round_duration_s") or 0) > MAXIMUM_OPEN_LOOP_REQUESTS:
             most = MAXIMUM_OPEN_LOOP_REQUESTS
             yield f"{rate:g} requests/s make more than {most} requests a round; shorten the rounds"
+    if chosen.get("wait_s") is not None and not any(chosen.get(name) is not None for name in _AWAITED):
+        yield "a longest wait is for conditions; add one, such as --require-ac"
+    if "direct" in chosen.get("paths", ()) and chosen.get("rates"):
+        yield "a rate is for the path http; leave direct out"
     if ALL_DEVICES in chosen.get("devices", ()) and len(chosen["devices"]) > 1:
         yield "all names every device already; leave the others out"
     if chosen.get("prompt_token_counts") and chosen.get("prompt_sets"):
@@ -184,7 +195,7 @@ def overlong(plan: Plan, context_length: int) -> str:
 
 def excesses(plan: Plan) -> Iterator[str]:
     """What is too much of a plan whose values are fine one by one."""
-    loads = len(plan.concurrencies) * max(1, len(plan.rates)) * plan.blocks
+    loads = len(plan.concurrencies) * max(1, len(plan.rates)) * len(plan.paths) * plan.blocks
     cases = len(plan.runtimes) * len(plan.models) * len(plan.devices) * len(plan.prompt_sets) * loads
     if cases > MAXIMUM_CASES:
         yield (

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchfleet_controller.plan import ChatMessage, Prompt, PromptSet
+from benchfleet_controller.quality import AspectError, check_aspects
 
 MAXIMUM_FILE_BYTES = 16 << 20
 MAXIMUM_PROMPTS = 10_000
@@ -177,6 +178,10 @@ def _prompt(where: str, default_id: str, entry: Any) -> Prompt:
     ):
         raise PromptError(f"{where}: max_tokens must be a whole number between 1 and {MAXIMUM_TOKENS}")
     tags, expected = (_texts(where, key, entry.get(key, [])) for key in ("tags", "expected"))
+    try:
+        check_aspects(expected)
+    except AspectError as error:
+        raise PromptError(f"{where}: {error}") from None
     given = entry.get("messages", [{"role": "user", "content": entry.get("prompt")}])
     if not isinstance(given, list) or not given:
         raise PromptError(f"{where}: messages must be a list that is not empty")

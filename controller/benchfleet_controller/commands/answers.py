@@ -1,4 +1,4 @@
-"""Answers from the database: runs, show, report."""
+"""Answers from the database: runs, show, and what reports say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.capacity import Limits
@@ -18,14 +17,10 @@ from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
     ReportData,
-    ReportError,
     case_document,
     clean,
     render_table,
     to_json,
-    write_report,
-    write_text,
-    write_whole,
 )
 from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
 from benchfleet_controller.report.sections import (
@@ -37,7 +32,7 @@ from benchfleet_controller.report.sections import (
 )
 from benchfleet_controller.report.sweeps import sweep_section, sweeps_of
 from benchfleet_controller.results import TABLE_INTERVALS, results_of
-from benchfleet_controller.store import Row, Store, TooManyRequests
+from benchfleet_controller.store import Row, Store
 
 EXIT_DONE, EXIT_CASE_FAILED = 0, 1
 
@@ -187,37 +182,6 @@ def warnings_text(warnings: Sequence[Warned]) -> str:
         clean(f"warning: {', '.join(names)}: {message}; {advice}") + "\n"
         for (message, advice), names in subjects.items()
     )
-
-
-def report(options: argparse.Namespace) -> int:
-    """Write a run's report."""
-    store = store_of(options)
-    run_id = store.resolve_run(options.run)
-    target: Path = options.output
-    ending = target.suffix.lower()
-    if ending == ".parquet":
-        write_whole(target, lambda path: store.write_parquet(path, [run_id]), force=options.force)
-    elif ending == ".html":
-        text = html_of(store, run_id, options.goodput)
-        write_whole(target, lambda path: write_text(path, text), force=options.force)
-    else:
-        write_report(target, report_data(store, run_id, goodput=options.goodput), force=options.force)
-    print(target)
-    return EXIT_DONE
-
-
-def html_of(store: Store, run_id: str, goodput: str | None = None) -> str:
-    """The page of a run. Raises `ReportError` without the libraries that draw it."""
-    try:
-        from benchfleet_controller.report.html import HtmlReport, render_html
-    except ImportError as error:
-        raise ReportError(f"charts need more libraries ({error}); run: pip install 'benchfleet[report]'") from None
-    data = report_data(store, run_id, goodput=goodput)
-    try:
-        found = store.outliers([run_id])
-    except TooManyRequests:  # the page says that it looked for none
-        found = ()
-    return render_html(HtmlReport(data, store.timeline(run_id), found))
 
 
 def report_data(store: Store, run_id: str, baseline: str | None = None, goodput: str | None = None) -> ReportData:

@@ -90,6 +90,24 @@ def select(select: argparse.ArgumentParser) -> None:
     add_format(select)
 
 
+def score(score: argparse.ArgumentParser) -> None:
+    """`benchfleet score`."""
+    score.epilog = (
+        "examples:\n"
+        "  benchfleet score last                              by what the run's prompts expect\n"
+        "  benchfleet score last --expected prompts.json      by what these prompts expect, after the fact\n"
+        "  benchfleet score last --judge http://127.0.0.1:8080/v1 --judge-model qwen2.5-7b\n"
+        "scores enter show, compare, select and reports as quality_ratio. A judge's key is BENCHFLEET_JUDGE_API_KEY."
+    )
+    score.formatter_class = argparse.RawDescriptionHelpFormatter
+    score.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{RUN_HELP} (default last)")
+    score.add_argument("--expected", type=path, metavar="FILE", help="prompts with what is expected, by prompt id")
+    score.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server that judges answers")
+    score.add_argument("--judge-model", metavar="M", help="the model that judges")
+    score.add_argument("--again", action="store_true", help="judge answers that this judge has judged before too")
+    add_format(score)
+
+
 def baseline(baseline: argparse.ArgumentParser) -> None:
     """`benchfleet baseline`."""
     baseline.epilog = (
@@ -112,6 +130,9 @@ def report(report: argparse.ArgumentParser) -> None:
     report.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{RUN_HELP} (default last)")
     report.add_argument(
         "-o", "--output", type=path, required=True, metavar="FILE", help="ends in .html, .md, .csv, .json or .parquet"
+    )
+    report.add_argument(
+        "--charts", choices=("svg", "png"), help="with .md: draw the charts into a folder beside it, and show them"
     )
     report.add_argument("--force", action="store_true", help="overwrite an existing file")
     add_goodput(report)

@@ -102,6 +102,27 @@ def run(run: argparse.ArgumentParser) -> None:
         default=None,
         help="agents measure their own time stamps first (default)",
     )
+    run.add_argument(
+        "--path",
+        action="append",
+        default=[],
+        choices=("http", "direct"),
+        help="how the runtime is reached (default http); both: what HTTP costs",
+    )
+    run.add_argument(
+        "--keep-warm", type=float, metavar="S", help="outside rounds a request every S seconds, against idle unloads"
+    )
+    run.add_argument(
+        "--skip-unfit", action="store_true", default=None, help="leave models out that are forecast not to fit"
+    )
+    run.add_argument("--require-ac", action="store_true", default=None, help="no round on battery: wait for mains")
+    run.add_argument("--wait-until-cool", type=float, metavar="C", help="begin rounds at C degrees Celsius or less")
+    run.add_argument(
+        "--max-background-load", metavar="PCT", help="begin rounds when others use at most PCT of all processors"
+    )
+    run.add_argument(
+        "--condition-timeout", type=float, metavar="S", help="wait at most S seconds for that, then fail (default 300)"
+    )
     run.add_argument("--max-tokens", type=int, metavar="N", help="longest answer in tokens (default 128)")
     run.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
     run.add_argument("--seed", type=int, metavar="S", help="for sampling and the order of cases (default 42)")

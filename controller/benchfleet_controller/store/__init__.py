@@ -6,10 +6,10 @@ Readers in other terminals get their turn between two operations; whoever finds 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -17,7 +17,7 @@ from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.plan import JobPlan, Plan
-from benchfleet_controller.store import evidence, exports, ingest, queries, records
+from benchfleet_controller.store import evidence, exports, ingest, queries, records, scores
 from benchfleet_controller.store.connection import (
     NoSuchRun,
     NotAStore,
@@ -31,9 +31,11 @@ from benchfleet_controller.store.connection import (
 )
 from benchfleet_controller.store.evidence import TooManyRequests
 from benchfleet_controller.store.queries import JobRow, KnownHost, RequestTimes, RoundValues, Row, RunRow
+from benchfleet_controller.store.scores import Aspects, score_row
 from benchfleet_controller.store.timeline import Timeline, read_timeline
 
 __all__ = [
+    "Aspects",
     "JobRow",
     "KnownHost",
     "NoSuchRun",
@@ -51,6 +53,7 @@ __all__ = [
     "StoreTooNew",
     "Timeline",
     "TooManyRequests",
+    "score_row",
 ]
 
 _T = TypeVar("_T")
@@ -134,6 +137,8 @@ class Store:
             for job_id, events in fresh.items():
                 records.take_first_event(connection, job_id, events, run_of)
             ingest.apply(connection, run_of, fresh)
+            for job_id in (one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)):
+                scores.score_run(connection, run_of[job_id])
             moved = {job: events[-1].sequence for job, events in fresh.items() if events}
             for job, sequence in moved.items():
                 connection.execute("UPDATE jobs SET committed_sequence = ? WHERE job_id = ?", [sequence, job])
@@ -150,6 +155,15 @@ class Store:
             ingest.insert_rows(connection, "baselines", [row | {"set_at": datetime.now(UTC).isoformat()}])
 
         self._write(change)
+
+    def replace_scores(self, scored: Sequence[Mapping[str, Any]]) -> None:
+        """Keep scores of answers (columns of ``scores``); earlier ones of the same scorer and requests go."""
+        if scored:
+            self._write(lambda connection: scores.replace_scores(connection, scored))
+
+    def score_run(self, run_id: str, aspects: Aspects | None = None) -> int:
+        """Score answers by what the run's prompts expect, or by ``aspects``; how many were scored."""
+        return self._write(lambda connection: scores.score_run(connection, run_id, aspects))
 
     def mark_released(self, job_id: str) -> None:
         """The agent was told to forget the job's events."""
@@ -253,6 +267,18 @@ class Store:
     def answers(self, run_ids: Sequence[str]) -> list[Row]:
         """Ok answers of counted rounds with what tells which question each was given to."""
         return self._read(lambda connection: evidence.answers(connection, run_ids))
+
+    def answers_to_score(self, run_ids: Sequence[str]) -> list[Row]:
+        """Ok answers of counted rounds, with their prompts' names."""
+        return self._read(lambda connection: scores.answers_to_score(connection, run_ids))
+
+    def scored(self, run_ids: Sequence[str], scorer: str) -> set[str]:
+        """Requests that a scorer has scored already."""
+        return self._read(lambda connection: scores.scored(connection, run_ids, scorer))
+
+    def score_summary(self, run_ids: Sequence[str]) -> list[Row]:
+        """Mean scores by host, model, device, scorer and prompt."""
+        return self._read(lambda connection: scores.summary(connection, run_ids))
 
     def timeline(self, run_id: str) -> Timeline:
         """Requests, readings and token arrivals of a run, thinned out for its charts."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchfleet_controller import plan as plans
 from benchfleet_controller import plan_file
-from benchfleet_controller.plan import DEFAULT_PROMPTS, Deadlines, HostTarget, Plan, PromptSet, Stop
+from benchfleet_controller.plan import DEFAULT_PROMPTS, Conditions, Deadlines, HostTarget, Plan, PromptSet, Stop
 from benchfleet_controller.plan_draft import Overrides, PlanDraft, PlanError, build_plan
 from benchfleet_controller.plan_file import load_plan
 
@@ -328,10 +329,10 @@ def test_too_many_cases_and_too_much_text_are_refused() -> None:
 
 
 def test_every_field_of_a_plan_can_be_said() -> None:
-    inside = {field.name for nested in (Deadlines, Stop) for field in fields(nested)}
+    inside = {field.name for nested in (Deadlines, Stop, Conditions) for field in fields(nested)}
 
     assert {field.name for field in fields(PlanDraft)} == (
-        {field.name for field in fields(Plan)} - {"deadlines", "stop"}
+        {field.name for field in fields(Plan)} - {"deadlines", "stop", "conditions"}
     ) | inside | {"prompt_token_counts", "prompt_count"}
 
 
@@ -348,6 +349,28 @@ def test_load_shapes_and_conditions_of_a_file_become_a_plan(tmp_path: Path) -> N
     assert (plan.prefix_cache, plan.page_cache, plan.idle_pause_s, plan.certificate) == ("allow", "drop", 3, False)
     assert plan.prompt_sets == (PromptSet.synthetic(64, 2), PromptSet.synthetic(128, 2))
     assert plan.stop == Stop(round_duration_s=5, minimum_duration_s=9, maximum_rounds=50)
+
+
+def test_what_a_host_must_be_like_reaches_its_job(tmp_path: Path) -> None:
+    text = (
+        'models = ["m"]\npath = ["http", "direct"]\nkeep_warm_period_s = 60\nskip_unfit = true\n'
+        '[hosts]\na = "10.0.0.1"\n'
+        "[conditions]\nrequire_ac = true\ncool_temperature_c = 60\nmaximum_background_ratio = 0.05\nwait_s = 20"
+    )
+    plan = build_plan(load_plan(_file(tmp_path, text)), Overrides(), {})
+    (job,) = plans.expand(plan, lambda: "id")
+    spec = job.to_proto(plan, "run", "me")
+
+    assert plan.conditions == Conditions(True, 60, 0.05, 20)
+    assert (spec.conditions.require_ac, spec.conditions.cool_temperature_c, spec.conditions.wait_s) == (True, 60, 20)
+    assert sorted(case.path for case in spec.cases) == ["direct", "http"]
+    assert all(case.skip_unfit and case.keep_warm_period_s == 60 for case in spec.cases)
+
+
+def test_without_conditions_a_job_has_none() -> None:
+    (job,) = plans.expand(build_plan(MINIMUM, Overrides(), {}), lambda: "id")
+
+    assert not job.to_proto(build_plan(MINIMUM, Overrides(), {}), "run", "me").HasField("conditions")
 
 
 def test_an_open_loop_allows_many_in_flight_unless_told() -> None:
@@ -367,6 +390,10 @@ def test_lengths_and_prompts_replace_each_other_between_flags_and_file(tmp_path:
     ("overrides", "said"),
     [
         (Overrides(arrival="poisson"), "add a rate"),
+        (Overrides(wait_s=5), "a longest wait is for conditions"),
+        (Overrides(paths=("direct",), rates=(2.0,)), "a rate is for the path http"),
+        (Overrides(cool_temperature_c=10), "--wait-until-cool must lie between 20 and 120 °C, not 10"),
+        (Overrides(paths=("pigeon",)), "--path must be http or direct, not 'pigeon'"),
         (Overrides(rates=(0.0,)), "--rate must be above 0 and at most 10000 requests/s"),
         (Overrides(rates=(5000.0,), round_duration_s=3600), "more than 100000 requests a round"),
         (Overrides(maximum_rounds=5), "add a minimum duration or an interval"),

@@ -1,0 +1,73 @@
+"""Rewrites the tables of docs/schema.md and docs/metrics.md that follow from the program: `make docs`.
+
+Columns of tables and telemetry are described where they are declared, columns of views in the page itself: their
+rows are kept, and a new one is written with the words "(to be described)", on which a test fails.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import duckdb
+
+from benchfleet.samples import SAMPLE_METRICS
+from benchfleet_controller.store import schema
+from benchfleet_controller.store.migrations import migrate
+from benchfleet_controller.store.views import VIEWS
+
+DOCS = Path(__file__).parent
+TO_DESCRIBE = "(to be described)"
+
+
+def main() -> None:
+    """Rewrite both pages in place."""
+    page = DOCS / "schema.md"
+    page.write_text(schema_page(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page = DOCS / "metrics.md"
+    page.write_text(metrics_page(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def schema_page(text: str) -> str:
+    """The page with the rows of every table and view as the program makes them."""
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(str(Path(folder) / "empty.duckdb")) as connection:
+        migrate(connection, 0)
+        columns = connection.execute(
+            "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
+        ).fetchall()
+    told = {(table.name, column.name): column.comment for table in schema.TABLES for column in table.columns}
+    comments = {table.name: table.comment for table in schema.TABLES}
+    for name in (*VIEWS, *comments):
+        if f"\n## {name}\n" not in text:
+            text = text.replace(
+                "\n## schema_migrations\n", f"\n## {name}\n\n{comments[name]}\n\n## schema_migrations\n"
+            )
+        start = text.index(f"\n## {name}\n") + 1
+        end = text.find("\n## ", start)
+        section = text[start : end if end >= 0 else len(text)]
+        kept = dict(re.findall(r"^\| `(\w+)` \| [^|]*\| (.*) \|$", section, re.MULTILINE))
+        rows = ["| column | type | what |", "| --- | --- | --- |"]
+        for table, column, kind in columns:
+            if table == name:
+                what = told.get((name, column)) or kept.get(column, TO_DESCRIBE)
+                rows.append(f"| `{column}` | {kind} | {what} |")
+        head = section.split("\n| column |")[0].rstrip()
+        text = text[:start] + head + "\n\n" + "\n".join(rows) + "\n" + text[start + len(section) :]
+    return text
+
+
+def metrics_page(text: str) -> str:
+    """The page with the rows of the telemetry columns as the contract declares them."""
+    rows = ["| column | unit | kind | of | what |", "| --- | --- | --- | --- | --- |"]
+    for metric in SAMPLE_METRICS:
+        window = f" ({metric.window})" if metric.window else ""
+        rows.append(
+            f"| `{metric.name}` | {metric.unit} | {metric.kind}{window} | {metric.scope} | {metric.description} |"
+        )
+    pattern = re.escape("| column | unit | kind | of | what |") + r"\n(?:\|.*\n)+"
+    return re.sub(pattern, lambda _: "\n".join(rows) + "\n", text, count=1)
+
+
+if __name__ == "__main__":
+    main()

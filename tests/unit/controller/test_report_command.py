@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchfleet_controller import cli
+from fakes.lab import HOSTILE, lab_store
+
+
+def _report(database: Path, *arguments: str) -> int:
+    return cli.main(["report", "last", "--db", str(database), *arguments])
+
+
+@pytest.mark.parametrize(("style", "begins"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+def test_markdown_shows_charts_that_lie_beside_it(tmp_path: Path, style: str, begins: bytes) -> None:
+    lab_store(tmp_path / "b.duckdb", rounds=2, samples=5)
+    target = tmp_path / "out" / "r.md"
+    target.parent.mkdir()
+
+    assert _report(tmp_path / "b.duckdb", "-o", str(target), "--charts", style) == 0
+    shown = re.findall(r"!\[.+\]\((.+)\)", target.read_text(encoding="utf-8"))
+    assert len(shown) > 3
+    assert all((target.parent / one).read_bytes().startswith(begins) for one in shown)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["r-charts", "r.md"]
+
+
+def test_charts_are_replaced_only_when_that_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab_store(tmp_path / "b.duckdb", rounds=2, samples=5)
+    target = tmp_path / "r.md"
+    (tmp_path / "r-charts").mkdir()
+    (tmp_path / "r-charts" / "mine.txt").write_text("precious")
+
+    assert _report(tmp_path / "b.duckdb", "-o", str(target), "--charts", "svg") == 2
+    assert "--force" in capsys.readouterr().err
+    assert not target.exists()
+    assert (tmp_path / "r-charts" / "mine.txt").exists()
+    assert _report(tmp_path / "b.duckdb", "-o", str(target), "--charts", "svg", "--force") == 0
+    assert not (tmp_path / "r-charts" / "mine.txt").exists()
+
+
+def test_charts_are_for_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab_store(tmp_path / "b.duckdb", rounds=2, samples=5)
+
+    assert _report(tmp_path / "b.duckdb", "-o", str(tmp_path / "r.csv"), "--charts", "png") == 2
+    assert "--charts is for Markdown" in capsys.readouterr().err
+
+
+def test_a_hostile_name_stays_text_beside_charts(tmp_path: Path) -> None:
+    lab_store(tmp_path / "b.duckdb", rounds=2, samples=5, name=HOSTILE)
+    target = tmp_path / "r.md"
+
+    assert _report(tmp_path / "b.duckdb", "-o", str(target), "--charts", "svg") == 0
+    assert "<script>" not in target.read_text(encoding="utf-8")
