@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 import grpc
 
@@ -31,24 +32,70 @@ Watch = Callable[[str, event_pb2.Event], None]
 """Called with the host's name and each new event, once it is committed."""
 
 
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """Events of one job that wait for their commit, and what became of them."""
+
+    job_id: str
+    events: list[event_pb2.Event]
+    outcome: int | Exception | None = None
+
+
 class Writer:
-    """The one way into the store: a batch at a time, off the event loop."""
+    """The one way into the store, off the event loop: what waits while a commit runs goes into the next one together.
+
+    One commit of a thousand jobs costs little more than one of a single job, and the file is opened once.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = asyncio.Lock()
+        self._waiting: list[_Waiting] = []
 
     async def commit(self, job_id: str, events: list[event_pb2.Event]) -> int:
         """Store events; returns the committed sequence. Waits while another process holds the file."""
-        deadline = time.monotonic() + BUSY_PATIENCE_S
-        async with self._lock:
-            while True:
+        mine = _Waiting(job_id, events)
+        self._waiting.append(mine)
+        try:
+            async with self._lock:
+                if mine.outcome is None:
+                    taken, self._waiting = self._waiting, []
+                    await _finish(self._commit_all(taken))
+        finally:
+            if mine in self._waiting:  # cancelled before its turn: the next stream of this job brings it again
+                self._waiting.remove(mine)
+        if isinstance(mine.outcome, Exception):
+            raise mine.outcome
+        assert mine.outcome is not None
+        return mine.outcome
+
+    async def _commit_all(self, taken: list[_Waiting]) -> None:
+        """Commit what was taken in one transaction; where that fails job by job, so that only the guilty one fails."""
+        batches: dict[str, list[event_pb2.Event]] = {}
+        for one in taken:
+            batches[one.job_id] = batches.get(one.job_id, []) + one.events
+        outcomes: dict[str, int | Exception] = {}
+        try:
+            outcomes.update(await self._commit_many(batches))
+        except Exception as error:  # noqa: BLE001 - it is raised where the job is followed
+            outcomes = dict.fromkeys(batches, error)
+            for job_id, events in batches.items() if len(batches) > 1 and not isinstance(error, StoreBusy) else ():
                 try:
-                    return await _finish(asyncio.to_thread(self._store.commit_events, job_id, events))
-                except StoreBusy:
-                    if time.monotonic() > deadline:
-                        raise
-                    await asyncio.sleep(0.2)
+                    outcomes.update(await self._commit_many({job_id: events}))
+                except Exception as failure:  # noqa: BLE001 - as above
+                    outcomes[job_id] = failure
+        for one in taken:
+            one.outcome = outcomes[one.job_id]
+
+    async def _commit_many(self, batches: dict[str, list[event_pb2.Event]]) -> dict[str, int]:
+        deadline = time.monotonic() + BUSY_PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(self._store.commit_many, batches)
+            except StoreBusy:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
 
     async def committed_sequence(self, job_id: str) -> int:
         """Where to go on."""
@@ -126,11 +173,11 @@ async def _stream(agent: Agent, job_id: str, committed: int, writer: Writer, wat
             queue.get_nowait()
 
 
-async def _finish(work: Awaitable[int]) -> int:
+async def _finish(work: Coroutine[None, None, None]) -> None:
     """Let a commit end even when this task is cancelled meanwhile: a thread cannot be stopped half-way."""
     task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
+        await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
