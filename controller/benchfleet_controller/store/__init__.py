@@ -140,8 +140,8 @@ class Store:
             for job_id in (one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)):
                 scores.score_run(connection, run_of[job_id])
             moved = {job: events[-1].sequence for job, events in fresh.items() if events}
-            for job, sequence in moved.items():
-                connection.execute("UPDATE jobs SET committed_sequence = ? WHERE job_id = ?", [sequence, job])
+            if moved:
+                records.move_committed(connection, moved)
             return {job: moved.get(job, known.get(job, (0, ""))[0]) for job in batches}
 
         return self._write(change)

@@ -74,14 +74,16 @@ def opened(path: Path, *, write: bool, wait_s: float) -> Iterator[duckdb.DuckDBP
 def _one_operation(path: Path, *, write: bool, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = _connect(path, write=write, deadline=deadline)
     try:
-        if not write and _prepared(connection, path, write=False):
+        current = migrations.up_to_date(connection)
+        if not write and not current and _prepared(connection, path, write=False):
             connection.close()
             _connect_and_migrate(path, deadline)
             connection = _connect(path, write=False, deadline=deadline)
         with _translated(path):
             if write:
                 connection.execute("BEGIN TRANSACTION")
-                _prepared(connection, path, write=True)
+                if not current:
+                    _prepared(connection, path, write=True)
             yield connection
             if write:
                 connection.execute("COMMIT")

@@ -52,8 +52,24 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m004_conditions,
 )
 LATEST = len(MIGRATIONS)
-_VIEWS_NAME = "views " + hashlib.sha256(repr(VIEWS).encode()).hexdigest()[:16]
-"""Views hold no data: they are made anew whenever the program's differ."""
+_VIEWS_NAME = "views " + hashlib.sha256(repr((VIEWS, [m.name for m in SAMPLE_METRICS])).encode()).hexdigest()[:16]
+"""Views hold no data: they are made anew whenever the program's, or the metrics under them, differ."""
+
+
+def up_to_date(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the file is ours and as this program wants it: one small query, for it is asked at every opening."""
+    try:
+        steps = connection.execute(
+            "SELECT application, version, name FROM schema_migrations ORDER BY applied_at"
+        ).fetchall()
+    except duckdb.Error:  # an empty file, or somebody else's: `version` tells which
+        return False
+    views = [name for _, _, name in steps if name.startswith("views ")]
+    return (
+        {application for application, _, _ in steps} == {APPLICATION}
+        and max(number for _, number, _ in steps) == LATEST
+        and views[-1:] == [_VIEWS_NAME]
+    )
 
 
 def version(connection: duckdb.DuckDBPyConnection) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,6 +65,16 @@ def committed(connection: _Connection, job_ids: Iterable[str]) -> dict[str, tupl
         "SELECT job_id, committed_sequence, run_id FROM jobs WHERE job_id IN (SELECT unnest(?))", [list(job_ids)]
     ).fetchall()
     return {job_id: (int(sequence), run_id) for job_id, sequence, run_id in found}
+
+
+def move_committed(connection: _Connection, moved: Mapping[str, int]) -> None:
+    """Set the committed sequences of jobs, in one statement: one a job took most of a commit's time."""
+    connection.execute(
+        "UPDATE jobs SET committed_sequence = moved.sequence FROM "
+        "(SELECT unnest(?::VARCHAR[]) AS job_id, unnest(?::BIGINT[]) AS sequence) moved "
+        "WHERE jobs.job_id = moved.job_id",
+        [list(moved), list(moved.values())],
+    )
 
 
 def insert_run(

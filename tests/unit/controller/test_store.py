@@ -136,6 +136,7 @@ def test_a_newer_file_is_refused_and_a_file_without_a_column_gets_it(tmp_path: P
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("DROP VIEW case_results")
         connection.execute(f"ALTER TABLE samples DROP COLUMN {metric}")
+        connection.execute("UPDATE schema_migrations SET name = 'views of fewer metrics' WHERE name LIKE 'views %'")
     store.runs()
     with duckdb.connect(str(store.path)) as connection:
         assert connection.execute(f"SELECT {metric} FROM samples").fetchall() == []
