@@ -18,6 +18,7 @@ from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.plan import JobPlan, Plan
 from benchfleet_controller.store import evidence, exports, ingest, queries, records, scores
+from benchfleet_controller.store.columns import insert_rows
 from benchfleet_controller.store.connection import (
     NoSuchRun,
     NotAStore,
@@ -30,6 +31,7 @@ from benchfleet_controller.store.connection import (
     opened,
 )
 from benchfleet_controller.store.evidence import TooManyRequests
+from benchfleet_controller.store.lifecycle import close_cases
 from benchfleet_controller.store.queries import JobRow, KnownHost, RequestTimes, RoundValues, Row, RunRow
 from benchfleet_controller.store.scores import Aspects, score_row
 from benchfleet_controller.store.timeline import Timeline, read_timeline
@@ -86,16 +88,14 @@ class Store:
             records.insert_run(
                 connection, run_id, plan.name, created_at, plan.seed, records.as_json(dataclasses.asdict(plan)), held_by
             )
-            for job in jobs:
-                records.insert_job(connection, job.job_id, run_id, job.host.name, job.host.address)
-            specs = [(job.job_id, job.to_proto(plan, run_id, held_by)) for job in jobs]
-            records.insert_cases(connection, run_id, specs)
+            records.insert_jobs(connection, [(job.job_id, run_id, job.host.name, job.host.address) for job in jobs])
+            records.insert_cases(connection, [(job.job_id, job.to_proto(plan, run_id, held_by)) for job in jobs])
 
         self._write(change)
 
     def record_host(self, host: host_pb2.Host, name: str, address: str) -> None:
         """Keep how a host is now: a new row when its fingerprint is new, else the old one is marked seen."""
-        self._write(lambda connection: records.record_host(connection, host, name, address))
+        self._write(lambda connection: records.record_hosts(connection, [(host, name, address)]))
 
     def mark_job(self, job_id: str, state: str, failure: Failure) -> None:
         """A job that never started ends here in a state such as ``refused`` or ``unreachable``; its cases were skipped.
@@ -109,7 +109,7 @@ class Store:
                 "released = true WHERE job_id = ?",
                 [state, failure.reason.value, failure.message, job_id],
             )
-            ingest.close_cases(connection, job_id, failure.reason.value, failure.message)
+            close_cases(connection, job_id, failure.reason.value, failure.message)
 
         self._write(change)
 
@@ -117,7 +117,8 @@ class Store:
         self, job_id: str, spec: job_pb2.JobSpec, host: host_pb2.Host | None, host_name: str, address: str
     ) -> None:
         """Make the rows of a run, job and cases that this file does not know yet; known ones stay as they are."""
-        self._write(lambda connection: records.adopt(connection, job_id, spec, host, host_name, address))
+        job = records.Adopted(job_id, spec, host, host_name, address)
+        self._write(lambda connection: records.adopt(connection, [job]))
 
     def commit_events(self, job_id: str, events: Sequence[event_pb2.Event]) -> int:
         """Store a job's events; `commit_many` of one job. Returns its committed sequence."""
@@ -134,8 +135,7 @@ class Store:
             known = records.committed(connection, batches)
             fresh = {job: ingest.new_events(job, known.get(job, (0, ""))[0], batch) for job, batch in batches.items()}
             run_of = {job: run for job, (_, run) in known.items()}
-            for job_id, events in fresh.items():
-                records.take_first_event(connection, job_id, events, run_of)
+            records.take_first_events(connection, fresh, run_of)
             ingest.apply(connection, run_of, fresh)
             for job_id in (one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)):
                 scores.score_run(connection, run_of[job_id])
@@ -152,7 +152,7 @@ class Store:
         def change(connection: _Connection) -> None:
             connection.execute("DELETE FROM baselines WHERE name = ?", [name])
             row = {"name": name, "run_id": run_id, "cases": cases, "document": document}
-            ingest.insert_rows(connection, "baselines", [row | {"set_at": datetime.now(UTC).isoformat()}])
+            insert_rows(connection, "baselines", [row | {"set_at": datetime.now(UTC).isoformat()}])
 
         self._write(change)
 
@@ -165,17 +165,22 @@ class Store:
         """Score answers by what the run's prompts expect, or by ``aspects``; how many were scored."""
         return self._write(lambda connection: scores.score_run(connection, run_id, aspects))
 
-    def mark_released(self, job_id: str) -> None:
-        """The agent was told to forget the job's events."""
-        self._write(lambda c: c.execute("UPDATE jobs SET released = true WHERE job_id = ?", [job_id]).fetchall())
+    def mark_released(self, job_ids: Iterable[str]) -> None:
+        """Agents were told to forget the jobs' events."""
+        sql = "UPDATE jobs SET released = true WHERE job_id IN (SELECT unnest(?))"
+        self._write(lambda c: c.execute(sql, [list(job_ids)]).fetchall())
 
     # Reading -------------------------------------------------------------------------------------------------
 
     def committed_sequence(self, job_id: str) -> int:
         """Highest event stored of a job; 0: none, or the job is unknown."""
-        if not self.path.exists():
-            return 0
-        return self._read(lambda connection: records.committed(connection, [job_id]).get(job_id, (0, ""))[0])
+        return self.committed_sequences([job_id])[job_id]
+
+    def committed_sequences(self, job_ids: Iterable[str]) -> dict[str, int]:
+        """`committed_sequence` of several jobs."""
+        asked = list(job_ids)
+        known = self._read(lambda connection: records.committed(connection, asked)) if self.path.exists() else {}
+        return {job_id: known.get(job_id, (0, ""))[0] for job_id in asked}
 
     def open_jobs(self) -> list[JobRow]:
         """Jobs an agent may still hold events of: not ended, or ended and not released."""
@@ -222,6 +227,10 @@ class Store:
     def round_values_of(self, metrics: Iterable[str], run_ids: Sequence[str] | None = None) -> dict[str, RoundValues]:
         """`round_values` of several metrics, in one look at the file."""
         return self._read(lambda c: {metric: queries.round_values(c, metric, run_ids) for metric in metrics})
+
+    def round_conditions(self, run_ids: Sequence[str]) -> list[Row]:
+        """What hosts were like in each counted round, for `host_rules`."""
+        return self._read(lambda connection: queries.round_conditions(connection, run_ids))
 
     def request_times(self, case_ids: Sequence[str]) -> dict[str, RequestTimes]:
         """Times of the counted requests of cases, by case; memory grows with their number."""

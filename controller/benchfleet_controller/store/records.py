@@ -6,57 +6,77 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 
 import benchfleet
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
-from benchfleet_controller.store import ingest
+from benchfleet_controller.store.columns import insert_rows, update_rows
 from benchfleet_controller.store.connection import StoreError
 from benchfleet_controller.store.messages import message_fields
 
 _Connection = duckdb.DuckDBPyConnection
 
 
-def take_first_event(
-    connection: _Connection, job_id: str, events: Sequence[event_pb2.Event], run_of: dict[str, str]
+class Adopted(NamedTuple):
+    """A job as its own specification and its agent tell it."""
+
+    job_id: str
+    spec: job_pb2.JobSpec
+    host: host_pb2.Host | None
+    host_name: str
+    address: str
+
+
+def take_first_events(
+    connection: _Connection, batches: Mapping[str, Sequence[event_pb2.Event]], run_of: dict[str, str]
 ) -> None:
-    """Adopt a job whose batch begins with its JobStarted. Raises `StoreError` for an unknown one that does not."""
-    if not events:
+    """Adopt jobs whose batches begin with their JobStarted. Raises `StoreError` for an unknown one that does not."""
+    jobs = []
+    for job_id, events in batches.items():
+        if events and events[0].WhichOneof("kind") == "job_started":
+            started = events[0].job_started
+            jobs.append(Adopted(job_id, started.spec, started.host, started.host.hostname, ""))
+            run_of.setdefault(job_id, started.spec.run_id)
+        elif events and job_id not in run_of:
+            message = f"job {job_id} is unknown here and its events do not begin with JobStarted: follow it from 0"
+            raise StoreError(message)
+    adopt(connection, jobs)
+
+
+def adopt(connection: _Connection, jobs: Sequence[Adopted]) -> None:
+    """Make the rows of runs, jobs and cases that are not there yet; refresh the hosts. A few statements for all."""
+    if not jobs:
         return
-    if events[0].WhichOneof("kind") == "job_started":
-        started = events[0].job_started
-        adopt(connection, job_id, started.spec, started.host, started.host.hostname, "")
-        run_of.setdefault(job_id, started.spec.run_id)
-    elif job_id not in run_of:
-        raise StoreError(f"job {job_id} is unknown here and its events do not begin with JobStarted: follow it from 0")
-
-
-def adopt(
-    connection: _Connection,
-    job_id: str,
-    spec: job_pb2.JobSpec,
-    host: host_pb2.Host | None,
-    host_name: str,
-    address: str,
-) -> None:
-    """Make the rows of a run, job and cases that are not there yet; refresh the host."""
-    known = connection.execute("SELECT host_name, address FROM jobs WHERE job_id = ?", [job_id]).fetchone()
-    if known is None:
-        if not connection.execute("SELECT 1 FROM runs WHERE run_id = ?", [spec.run_id]).fetchall():
+    found = connection.execute(
+        "SELECT job_id, host_name, address FROM jobs WHERE job_id IN (SELECT unnest(?))", [[job.job_id for job in jobs]]
+    ).fetchall()
+    known = {job_id: (host_name, address) for job_id, host_name, address in found}
+    new = [job for job in jobs if job.job_id not in known]
+    runs = {job.spec.run_id: job.spec for job in reversed(new)}
+    recorded = connection.execute("SELECT run_id FROM runs WHERE run_id IN (SELECT unnest(?))", [list(runs)]).fetchall()
+    for run_id, spec in runs.items():
+        if (run_id,) not in recorded:
             seed = spec.cases[0].sampling.seed if spec.cases and spec.cases[0].sampling.HasField("seed") else None
-            insert_run(connection, spec.run_id, "collected", datetime.now(UTC), seed, None, spec.held_by)
-        insert_job(connection, job_id, spec.run_id, host_name, address)
-        insert_cases(connection, spec.run_id, [(job_id, spec)])
-    else:
-        host_name, address = known
-    if host is not None and host.host_id:
-        fingerprint = record_host(connection, host, host_name, address)
-        connection.execute(
-            "UPDATE jobs SET host_id = ?, machine_id = ?, fingerprint = ? WHERE job_id = ?",
-            [host.host_id, host.machine_id, fingerprint, job_id],
-        )
+            insert_run(connection, run_id, "collected", datetime.now(UTC), seed, None, spec.held_by)
+    insert_jobs(connection, [(job.job_id, job.spec.run_id, job.host_name, job.address) for job in new])
+    insert_cases(connection, [(job.job_id, job.spec) for job in new])
+    told = [
+        (job.job_id, job.host, *known.get(job.job_id, (job.host_name, job.address)))
+        for job in jobs
+        if job.host is not None and job.host.host_id
+    ]
+    fingerprints = record_hosts(connection, [(host, name, address) for _, host, name, address in told])
+    update_rows(
+        connection,
+        "jobs",
+        "job_id",
+        [
+            {"job_id": job_id, "host_id": host.host_id, "machine_id": host.machine_id, "fingerprint": fingerprint}
+            for (job_id, host, _, _), fingerprint in zip(told, fingerprints, strict=True)
+        ],
+    )
 
 
 def committed(connection: _Connection, job_ids: Iterable[str]) -> dict[str, tuple[int, str]]:
@@ -82,16 +102,30 @@ def insert_run(
 ) -> None:
     """A run's row."""
     row = {"run_id": run_id, "name": name, "created_at": at.isoformat(), "seed": seed, "plan": plan}
-    ingest.insert_rows(connection, "runs", [row | {"held_by": held_by, "benchfleet_version": benchfleet.__version__}])
+    insert_rows(connection, "runs", [row | {"held_by": held_by, "benchfleet_version": benchfleet.__version__}])
 
 
-def insert_job(connection: _Connection, job_id: str, run_id: str, host_name: str, address: str) -> None:
-    """A job's row, pending."""
-    row = {"job_id": job_id, "run_id": run_id, "host_name": host_name, "address": address, "state": "pending"}
-    ingest.insert_rows(connection, "jobs", [row | {"committed_sequence": 0, "released": False}])
+def insert_jobs(connection: _Connection, jobs: Sequence[tuple[str, str, str, str]]) -> None:
+    """Rows of jobs (id, run, host's name, address), pending."""
+    insert_rows(
+        connection,
+        "jobs",
+        [
+            {
+                "job_id": job_id,
+                "run_id": run_id,
+                "host_name": host_name,
+                "address": address,
+                "state": "pending",
+                "committed_sequence": 0,
+                "released": False,
+            }
+            for job_id, run_id, host_name, address in jobs
+        ],
+    )
 
 
-def insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str, job_pb2.JobSpec]]) -> None:
+def insert_cases(connection: _Connection, jobs: Sequence[tuple[str, job_pb2.JobSpec]]) -> None:
     """The cases of jobs, pending."""
     rows = []
     for job_id, spec in jobs:
@@ -100,11 +134,12 @@ def insert_cases(connection: _Connection, run_id: str, jobs: Sequence[tuple[str,
             for prompts in spec.prompt_sets
             if prompts.HasField("synthetic")
         }
+        conditions = as_json(message_fields(spec.conditions)) if spec.HasField("conditions") else None
         for index, case in enumerate(spec.cases):
-            asked = {"run_id": run_id, "job_id": job_id, "case_index": index, "status": "pending"}
-            asked["conditions"] = as_json(message_fields(spec.conditions)) if spec.HasField("conditions") else None
-            rows.append(asked | _asked(case) | {"prompt_token_count": lengths.get(case.prompt_set)})
-    ingest.insert_rows(connection, "cases", rows)
+            asked = {"run_id": spec.run_id, "job_id": job_id, "case_index": index, "status": "pending"}
+            asked |= {"conditions": conditions, "prompt_token_count": lengths.get(case.prompt_set)}
+            rows.append(asked | _asked(case))
+    insert_rows(connection, "cases", rows)
 
 
 def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
@@ -136,9 +171,37 @@ def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:
     }
 
 
-def record_host(connection: _Connection, host: host_pb2.Host, name: str, address: str) -> str:
-    """Insert or refresh the host's row; returns the fingerprint."""
-    identity: dict[str, Any] = {
+def record_hosts(connection: _Connection, hosts: Sequence[tuple[host_pb2.Host, str, str]]) -> list[str]:
+    """Insert or refresh the rows of hosts (host, name, address); returns their fingerprints, in order."""
+    rows: dict[str, dict[str, Any]] = {}
+    fingerprints = []
+    now = datetime.now(UTC).isoformat()
+    for host, name, address in hosts:
+        identity = _identity(host)
+        fingerprint = hashlib.sha256(as_json(identity).encode()).hexdigest()[:32]
+        fingerprints.append(fingerprint)
+        rows[fingerprint] = identity | {
+            "fingerprint": fingerprint,
+            "name": name,
+            "address": address,
+            "seen_at": now,
+            "problems": as_json([message_fields(one) for one in host.problems]),
+            "limits": as_json(message_fields(host.limits)) if host.HasField("limits") else None,
+        }
+    if rows:
+        known = connection.execute(
+            "SELECT fingerprint, limits FROM hosts WHERE fingerprint IN (SELECT unnest(?))", [list(rows)]
+        ).fetchall()
+        for fingerprint, limits in known:
+            rows[fingerprint]["limits"] = rows[fingerprint]["limits"] or limits
+        connection.execute("DELETE FROM hosts WHERE fingerprint IN (SELECT unnest(?))", [list(rows)])
+        insert_rows(connection, "hosts", list(rows.values()))
+    return fingerprints
+
+
+def _identity(host: host_pb2.Host) -> dict[str, Any]:
+    """What makes a host what it is, as columns of ``hosts``."""
+    return {
         "host_id": host.host_id,
         "machine_id": host.machine_id,
         "hostname": host.hostname,
@@ -159,16 +222,6 @@ def record_host(connection: _Connection, host: host_pb2.Host, name: str, address
             [message_fields(one, without=("cost_us", "reading", "gaps", "verification")) for one in host.probes]
         ),
     }
-    fingerprint = hashlib.sha256(as_json(identity).encode()).hexdigest()[:32]
-    connection.execute("DELETE FROM hosts WHERE fingerprint = ?", [fingerprint])
-    seen = {"name": name, "address": address, "seen_at": datetime.now(UTC).isoformat(), "fingerprint": fingerprint}
-    problems = as_json([message_fields(one) for one in host.problems])
-    ingest.insert_rows(connection, "hosts", [identity | seen | {"problems": problems}])
-    if host.HasField("limits"):
-        connection.execute(
-            "UPDATE hosts SET limits = ? WHERE fingerprint = ?", [as_json(message_fields(host.limits)), fingerprint]
-        )
-    return fingerprint
 
 
 def as_json(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from benchfleet_controller.quality import EXPECTED, Score, expected_of, score
-from benchfleet_controller.store import ingest
+from benchfleet_controller.store.columns import insert_rows
 from benchfleet_controller.store.queries import Row, rows
 
 _ANSWERS = """
@@ -82,7 +82,7 @@ def replace_scores(connection: duckdb.DuckDBPyConnection, scores: Sequence[Mappi
     for scorer in {str(one["scorer"]) for one in scores}:
         mine = [one["request_id"] for one in scores if one["scorer"] == scorer]
         connection.execute("DELETE FROM scores WHERE scorer = ? AND request_id IN (SELECT unnest(?))", [scorer, mine])
-    ingest.insert_rows(connection, "scores", scores)
+    insert_rows(connection, "scores", scores)
 
 
 def summary(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:

@@ -33,13 +33,17 @@ def _events(*sequences: int) -> list[event_pb2.Event]:
 
 
 def _writer(store: FakeStore) -> Writer:
-    return Writer(cast("Store", store))
+    return Writer(cast("Store", store), period_s=0)
+
+
+def _sequences(events: list[event_pb2.Event]) -> list[int]:
+    return [event.sequence for event in events]
 
 
 def test_what_waits_during_a_commit_goes_into_the_next_one_together() -> None:
     store = FakeStore()
 
-    async def go() -> list[int]:
+    async def go() -> list[list[event_pb2.Event]]:
         writer = _writer(store)
         store.go.clear()
         first = asyncio.create_task(writer.commit("a", _events(1)))
@@ -49,21 +53,44 @@ def test_what_waits_during_a_commit_goes_into_the_next_one_together() -> None:
         store.go.set()
         return list(await asyncio.gather(first, *others))
 
-    assert asyncio.run(go()) == [1] + [2] * 100
+    assert [_sequences(events) for events in asyncio.run(go())] == [[1]] + [[1, 2]] * 100
     assert [len(commit) for commit in store.commits] == [1, 100]
+
+
+def test_what_arrives_before_a_commit_begins_goes_with_it() -> None:
+    store = FakeStore()
+
+    async def go() -> list[event_pb2.Event]:
+        writer = _writer(store)
+        store.go.clear()
+        first = asyncio.create_task(writer.commit("a", _events(1)))
+        await asyncio.sleep(0)
+        inbox = _events(1)
+        waiting = asyncio.create_task(writer.commit("b", inbox))
+        await asyncio.sleep(0)
+        inbox.extend(_events(2, 3))
+        store.go.set()
+        await first
+        stored = await waiting
+        assert inbox == []
+        return stored
+
+    assert _sequences(asyncio.run(go())) == [1, 2, 3]
 
 
 def test_a_job_whose_events_do_not_fit_fails_alone() -> None:
     store = FakeStore()
 
-    async def go() -> list[int | BaseException]:
+    async def go() -> list[list[event_pb2.Event] | BaseException]:
         writer = _writer(store)
         jobs = ("a", "bad", "c")
         return list(await asyncio.gather(*(writer.commit(job, _events(1)) for job in jobs), return_exceptions=True))
 
     first, bad, last = asyncio.run(go())
-    assert (first, last) == (1, 1)
+    assert first
+    assert last
     assert isinstance(bad, SequenceGap)
+    assert store.commits == [{"a": [1]}, {"c": [1]}]
 
 
 def test_a_follower_that_is_cancelled_takes_its_waiting_events_back() -> None:
@@ -90,7 +117,7 @@ def test_a_follower_that_is_cancelled_takes_its_waiting_events_back() -> None:
 def test_a_commit_that_runs_ends_although_its_follower_is_cancelled() -> None:
     store = FakeStore()
 
-    async def go() -> int:
+    async def go() -> list[event_pb2.Event]:
         writer = _writer(store)
         store.go.clear()
         first = asyncio.create_task(writer.commit("a", _events(1)))
@@ -103,5 +130,5 @@ def test_a_commit_that_runs_ends_although_its_follower_is_cancelled() -> None:
             await first
         return await other
 
-    assert asyncio.run(go()) == 1
+    assert _sequences(asyncio.run(go())) == [1]
     assert store.commits == [{"a": [1]}, {"b": [1]}]

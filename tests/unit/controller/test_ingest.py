@@ -167,7 +167,7 @@ def test_a_failure_inside_the_transaction_keeps_rows_and_sequence_together(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest, "_sample_columns", broken)
+        patch.setattr(ingest, "sample_columns", broken)
         with pytest.raises(RuntimeError):
             store.commit_events("j1", events)
     assert (store.committed_sequence("j1"), count(store, "requests")) == (6, 0)

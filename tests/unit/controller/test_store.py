@@ -76,7 +76,7 @@ def test_a_released_job_is_closed(tmp_path: Path) -> None:
     job.job_finished()
     store.commit_events("j1", job.events)
     assert [one.job_id for one in store.open_jobs()] == ["j1"]
-    store.mark_released("j1")
+    store.mark_released(["j1"])
     assert store.open_jobs() == []
 
 
