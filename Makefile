@@ -66,11 +66,20 @@ audit: .venv/.ready  ## known vulnerabilities of the versions in constraints.txt
 	$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit
 	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-bench: bench-timing  ## all of the program's own benchmarks
+bench: bench-timing bench-overhead bench-dataplane bench-queries  ## all of the program's own benchmarks
 
 bench-timing: .venv/.ready  ## how true our time stamps are: budgets, then against peers (docs/timing.md; 1 GB of peers)
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python -m benchmarks.peers --write docs/timing.md
+
+bench-overhead: .venv/.ready  ## what sampling and an agent at rest cost (docs/overhead.md)
+	$(BIN)/python benchmarks/overhead.py --write docs/overhead.md
+
+bench-dataplane: .venv/.ready  ## ingest, fleets of up to 1,000 simulated agents, what TLS costs (docs/dataplane.md)
+	$(BIN)/python -m benchmarks.dataplane --write docs/dataplane.md
+
+bench-queries: .venv/.ready  ## a comparison over a million requests and a hundred million readings (docs/queries.md)
+	PYTHONPATH=tests $(BIN)/python benchmarks/queries.py --write docs/queries.md
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist demo

@@ -51,16 +51,16 @@ class Running:
 def _start_until_rounds(agent: AgentProcess, benchfleet: Benchfleet, *more: str) -> Running:
     """A long run that has stored some finished requests."""
     running = Running(benchfleet.start(*LONG_RUN, "--host", f"solo={agent.address}", *more))
-    wait_until(benchfleet.database.exists, 30, "the database is there")
-
-    def stored() -> bool:
-        try:
-            return bool(benchfleet.rows("SELECT count(*) FROM requests")[0][0] > 8)
-        except duckdb.Error:
-            return False  # the controller has the file, or has not made the tables yet
-
-    wait_until(stored, 60, f"requests are stored; {agent.log()}")
+    wait_until(lambda: _more_than_eight(benchfleet), 90, f"requests are stored; {agent.log()}")
     return running
+
+
+def _more_than_eight(benchfleet: Benchfleet) -> bool:
+    """Whether more than eight requests are stored."""
+    try:
+        return bool(benchfleet.rows("SELECT count(*) FROM requests")[0][0] > 8)
+    except duckdb.Error:
+        return False  # the controller has the file, or has not made it or its tables yet
 
 
 def _gapless_once(benchfleet: Benchfleet) -> None:
@@ -125,7 +125,11 @@ def test_collect_adopts_jobs_of_another_database(make_agent: MakeAgent, benchfle
     running.wait()
     benchfleet.database.unlink()
 
-    stopper = threading.Timer(3.0, lambda: agent.signal(signal.SIGTERM))
+    def stop_when_more_has_come() -> None:
+        wait_until(lambda: _more_than_eight(benchfleet), 90, "requests were collected")
+        agent.signal(signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_when_more_has_come)
     stopper.start()
     done = benchfleet("collect", "--host", f"solo={agent.address}")
     stopper.join()

@@ -1,0 +1,299 @@
+"""What does measuring cost? The agent at rest, the sampler at work, and the model's speed with and without it.
+
+Three parts, each against its target:
+
+- the agent at rest: resident memory and CPU time of a served agent that nobody asks anything;
+- sampling: CPU time of the sampler's thread with the default probes at 100 ms, looking at a busy process tree;
+- the model: tokens/s of the real runtime with the reference model, with readings every 100 ms and (nearly) without,
+  in pairs of jobs that take turns in going first. Readings at the edges of phases are taken in both.
+
+    python benchmarks/overhead.py --write docs/overhead.md
+
+Exit code 1 when a target is missed. Needs an idle machine: on a busy one the ratio's interval holds both sides of its
+target, and the verdict is that nothing can be said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+
+from benchfleet.v1 import agent_service_pb2, agent_service_pb2_grpc, event_pb2, job_pb2
+from benchfleet_agent.probes import Targets, default_probes, describe
+from benchfleet_agent.sampler import Label, Sampler
+from benchfleet_controller.demo import running_agent
+
+REST_MB, REST_RATIO, SAMPLING_RATIO, SPEED_RATIO = 60.0, 0.002, 0.01, 0.99
+SETTLE_S = 5.0
+PERIOD_ON_MS, PERIOD_OFF_MS = 100, 60_000
+TEXT = "Explain how a steam engine turns heat into motion, step by step, for somebody who has never seen one."
+
+PAGE = """\
+# What measuring costs
+
+Written by `python benchmarks/overhead.py --write docs/overhead.md` on {date}: {machine}, Python {python}.
+
+Other work ran on the machine meanwhile (load averages {load} at the end, this benchmark's own included), so the
+figures are provisional: make the page anew on a quiet machine before quoting it.
+
+| what | measured | target | |
+| --- | --- | --- | --- |
+{rows}
+
+At rest: an agent started with `benchfleet-agent serve`, {settle_s:g} s after it listens, over {seconds:g} s; most systems
+count CPU time in ticks of 10 ms.
+
+Sampling: CPU time of a process that does nothing but run the sampler with the default probes at their own periods
+(fast ones every {on_ms} ms) on a tree of three busy processes of 64 MiB and 8 threads each. The lowest of three spans
+of {seconds:g} s counts, all are given.
+
+Tokens/s: Foundry Local's runtime with the model {model} on all cores; the decode rate of all counted answers of a
+job together. A job has {rounds} round(s) of 3 answers of up to {max_tokens} tokens. A pair is two jobs, one with
+readings every {on_ms} ms and one with a period of {off_s} s, which leaves only those at the edges of phases; every
+other pair goes in the other order, and one pair before the first is not counted. The ratio is the median over pairs,
+which single disturbances do not move, the interval a bootstrap of it.
+
+Ratios of the pairs: {ratios}.
+
+## Probes here
+
+| probe | period, ms | one reading, µs | metrics |
+| --- | ---: | ---: | ---: |
+{probes}
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured quantity against its target."""
+
+    what: str
+    measured: str
+    target: str
+    kept: bool | None
+    """None: too uncertain to say."""
+
+    @property
+    def verdict(self) -> str:
+        return "too noisy to say" if self.kept is None else "kept" if self.kept else "**not kept**"
+
+
+def at_rest(seconds: float) -> list[Finding]:
+    """Resident memory and CPU share of an agent that serves nobody."""
+    with tempfile.TemporaryDirectory() as folder, running_agent(Path(folder), "all"):
+        (agent,) = [child for child in psutil.Process().children() if "benchfleet_agent" in " ".join(child.cmdline())]
+        time.sleep(SETTLE_S)
+        before = agent.cpu_times()
+        time.sleep(seconds)
+        after = agent.cpu_times()
+        memory_mb = agent.memory_info().rss / 1e6
+    share = max(0.0, after.user + after.system - before.user - before.system) / seconds
+    return [
+        Finding("agent at rest: resident", f"{memory_mb:.1f} MB", f"≤ {REST_MB:.0f} MB", memory_mb <= REST_MB),
+        Finding("agent at rest: CPU", f"{share:.3%} of a core", f"≤ {REST_RATIO:.1%}", share <= REST_RATIO),
+    ]
+
+
+def sampling(seconds: float) -> list[Finding]:
+    """CPU share of the sampler with the default probes, on a tree of busy processes; the best of three spans."""
+    context = multiprocessing.get_context("spawn")
+    root = context.Process(target=_busy_tree, daemon=False)
+    root.start()
+    try:
+        _wait_for_tree(root.pid or 0)
+        shares = []
+        sampler = Sampler(default_probes(), lambda _: None, fast_period_ms=PERIOD_ON_MS)
+        sampler.start()
+        sampler.set_targets(Targets((root.pid or 0,), os.getpid()))
+        sampler.set_label(Label("overhead", "round", "round"))
+        for _ in range(3):
+            begun, cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+            time.sleep(seconds)
+            shares.append((time.process_time_ns() - cpu_ns) / (time.perf_counter_ns() - begun))
+        sampler.stop()
+    finally:
+        for process in (*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)):
+            process.kill()
+        root.join()
+    share = min(shares)
+    measured = f"{share:.2%} of a core ({', '.join(f'{one:.2%}' for one in sorted(shares))})"
+    return [Finding("sampling every 100 ms: CPU", measured, f"≤ {SAMPLING_RATIO:.0%}", share <= SAMPLING_RATIO)]
+
+
+def _busy_tree() -> None:
+    """A process with two children, with threads and memory like a runtime's; the children work a little."""
+    context = multiprocessing.get_context("spawn")
+    for _ in range(2):
+        context.Process(target=_work, daemon=True).start()
+    _work()
+
+
+def _work() -> None:
+    ballast = bytearray(os.urandom(4096)) * 16_384  # 64 MiB resident
+    for _ in range(8):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    while ballast:
+        ballast[0] = sum(ballast[:2048]) % 251
+        time.sleep(0.005)
+
+
+def _wait_for_tree(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(psutil.Process(pid).children(recursive=True)) < 2:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the busy processes did not start")
+        time.sleep(0.05)
+    time.sleep(2.0)
+
+
+def speed(pairs: int, rounds: int, max_tokens: int, model: str) -> tuple[list[Finding], list[float]]:
+    """Tokens/s with readings over tokens/s without, one ratio a pair."""
+    ratios = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_agent(Path(folder), "all") as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = agent_service_pb2_grpc.AgentServiceStub(channel)
+        for pair in range(pairs + 1):
+            order = (PERIOD_ON_MS, PERIOD_OFF_MS) if pair % 2 else (PERIOD_OFF_MS, PERIOD_ON_MS)
+            rates = {period: _rate(_job(stub, period, rounds, max_tokens, model)) for period in order}
+            say = f"{rates[PERIOD_ON_MS]:.1f} with, {rates[PERIOD_OFF_MS]:.1f} without"
+            print(f"{'warm-up pair' if pair == 0 else f'pair {pair}'}: {say} (tokens/s)", file=sys.stderr)
+            if pair:
+                ratios.append(rates[PERIOD_ON_MS] / rates[PERIOD_OFF_MS])
+    middle = statistics.median(ratios)
+    low, high = interval(ratios)
+    measured = f"{middle:.4f} (95 % interval {low:.4f} to {high:.4f}, {pairs} pairs)"
+    kept = True if low >= SPEED_RATIO else False if high < SPEED_RATIO else None
+    return [Finding("tokens/s with / without sampling", measured, f"≥ {SPEED_RATIO}", kept)], ratios
+
+
+def interval(ratios: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median of paired ratios."""
+    drawn = np.random.default_rng(1).choice(np.asarray(ratios), (resamples, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _job(
+    stub: agent_service_pb2_grpc.AgentServiceStub, period_ms: int, rounds: int, max_tokens: int, model: str
+) -> list[event_pb2.Event]:
+    """Run one job and return its events."""
+    prompts = [
+        job_pb2.Prompt(
+            prompt_id=f"p{number}", messages=[job_pb2.ChatMessage(role="user", content=f"{TEXT} ({number})")]
+        )
+        for number in range(3)
+    ]
+    case = job_pb2.CaseSpec(
+        case_id=str(uuid.uuid4()),
+        runtime="foundry",
+        model=model,
+        prompt_set="steam",
+        round_count=rounds,
+        warmup_round_count=1,
+        concurrency=1,
+        stream=True,
+        sampling=job_pb2.SamplingSpec(max_tokens=max_tokens, temperature=0.0, seed=1),
+    )
+    spec = job_pb2.JobSpec(
+        run_id=str(uuid.uuid4()),
+        held_by="benchmarks/overhead.py",
+        prompt_sets=[job_pb2.PromptSet(name="steam", prompts=prompts)],
+        cases=[case],
+        sample_period_ms=period_ms,
+        skip_certificate=True,
+    )
+    job_id = str(uuid.uuid4())
+    stub.StartJob(agent_service_pb2.StartJobRequest(job_id=job_id, spec=spec))
+    events: list[event_pb2.Event] = []
+    for answer in stub.StreamJobEvents(agent_service_pb2.StreamJobEventsRequest(job_id=job_id)):
+        events += answer.events
+        if events[-1].WhichOneof("kind") == "job_finished":
+            break
+    stub.ReleaseJobEvents(
+        agent_service_pb2.ReleaseJobEventsRequest(job_id=job_id, committed_sequence=events[-1].sequence)
+    )
+    return events
+
+
+def _rate(events: Iterable[event_pb2.Event]) -> float:
+    """Decode tokens/s of all counted answers together: tokens after the first over the time they took."""
+    counted: set[str] = set()
+    tokens = duration_ns = 0
+    for event in events:
+        if event.HasField("round_started") and event.round_started.kind == "counted":
+            counted.add(event.round_started.round_id)
+        if event.HasField("case_finished") and event.case_finished.status != "succeeded":
+            raise RuntimeError(f"the case failed: {event.case_finished.failure.message}")
+        request = event.request_finished
+        if event.HasField("request_finished") and request.round_id in counted and request.status == "ok":
+            tokens += request.output_token_count - 1
+            duration_ns += request.last_content_ns - request.first_content_ns
+    return tokens * 1e9 / duration_ns
+
+
+def page(findings: Sequence[Finding], ratios: Sequence[float], arguments: argparse.Namespace) -> str:
+    """The page docs/overhead.md."""
+    rows = [f"| {f.what} | {f.measured} | {f.target} | {f.verdict} |" for f in findings]
+    probes = [
+        f"| {p.probe_id} | {p.period_ms} | {'–' if p.cost_us is None else f'{p.cost_us:.0f}'} | "
+        f"{len(p.metrics) if p.available else 'not available here'} |"
+        for p in describe(default_probes())
+    ]
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
+    now = datetime.datetime.now(datetime.UTC)
+    return PAGE.format(
+        date=f"{now.day} {now:%B %Y}",
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} logical cores",
+        python=platform.python_version(),
+        load=load,
+        rows="\n".join(rows),
+        settle_s=SETTLE_S,
+        on_ms=PERIOD_ON_MS,
+        off_s=PERIOD_OFF_MS // 1000,
+        ratios=", ".join(f"{ratio:.4f}" for ratio in ratios),
+        probes="\n".join(probes),
+        **vars(arguments),
+    )
+
+
+def main() -> int:
+    """Measure, print, and write the page when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a span at rest and of sampling")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--model", default="smollm2-135m", help="the reference model, or another alias")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page there")
+    arguments = parser.parse_args()
+    findings = [*at_rest(arguments.seconds), *sampling(arguments.seconds)]
+    of_speed, ratios = speed(arguments.pairs, arguments.rounds, arguments.max_tokens, arguments.model)
+    findings += of_speed
+    for finding in findings:
+        print(f"{finding.what}: {finding.measured}; target {finding.target}: {finding.verdict}")
+    if arguments.write:
+        arguments.write.write_text(page(findings, ratios, arguments), encoding="utf-8")
+    return 1 if any(finding.kept is False for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
