@@ -56,8 +56,8 @@ figures are provisional: make the page anew on a quiet machine before quoting it
 | --- | --- | --- | --- |
 {rows}
 
-At rest: an agent started with `benchfleet-agent serve`, {settle_s:g} s after it listens, over {seconds:g} s; most systems
-count CPU time in ticks of 10 ms.
+At rest: an agent started with `benchfleet-agent serve`, {settle_s:g} s after it listens, over {seconds:g} s; most
+systems count CPU time in ticks of 10 ms.
 
 Sampling: CPU time of a process that does nothing but run the sampler with the default probes at their own periods
 (fast ones every {on_ms} ms) on a tree of three busy processes of 64 MiB and 8 threads each. The lowest of three spans

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import signal
@@ -75,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     probes = commands.add_parser("probes", help="what telemetry this host offers, at what cost")
+    probes.add_argument("name", nargs="?", metavar="NAME", help="one probe only, with what its metrics mean")
     probes.add_argument("--format", choices=("table", "json"), default="table")
     probes.set_defaults(command=_probes)
 
@@ -226,7 +226,8 @@ def _doctor(options: argparse.Namespace) -> int:
         wrong += not description.available
         print(f"runtime {description.name}: {state}")
     for probe in host.probes:
-        print(f"probe {probe.probe_id}: {'available' if probe.available else 'no: ' + probe.unavailable_reason}")
+        state = f"available, {probe.cost_us:.0f} µs a reading" if probe.available else f"no: {probe.unavailable_reason}"
+        print(f"probe {probe.probe_id}: {state}")
     for problem in host.problems:
         wrong += problem.severity == "error"
         print(f"{problem.severity}: {problem.message}; {problem.advice}")
@@ -259,31 +260,9 @@ def _examine_certificate(config: AgentConfig) -> int:
 
 
 def _probes(options: argparse.Namespace) -> int:
-    from benchfleet_agent.probes import default_probes, describe
+    from benchfleet_agent.probes.listing import carry_out
 
-    rows = describe(default_probes())
-    if options.format == "json":
-        print(
-            json.dumps(
-                [
-                    {
-                        "id": row.probe_id,
-                        "available": row.available,
-                        "reason": row.reason,
-                        "cost_us": row.cost_us,
-                        "metrics": list(row.metrics),
-                        "period_ms": row.period_ms,
-                    }
-                    for row in rows
-                ],
-                indent=2,
-            )
-        )
-        return 0
-    for row in rows:
-        state = f"available, {row.cost_us:.0f} µs a reading" if row.cost_us is not None else f"no: {row.reason}"
-        print(f"{row.probe_id}  every {row.period_ms} ms  {state}\n    {', '.join(row.metrics)}")
-    return 0
+    return carry_out(options)
 
 
 def _complain(message: str, code: int = EXIT_USAGE) -> int:

@@ -18,6 +18,8 @@ from typing import Any
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet_agent import page_cache
+from benchfleet_agent.direct_link import DirectLink
+from benchfleet_agent.forecasting import forecast_case, refuse_unfit, with_smaller
 from benchfleet_agent.jobs import CaseOrder, Outcome, PromptOrder, SyntheticOrder, case_outcome
 from benchfleet_agent.journal import JournalFull
 from benchfleet_agent.load.record import RequestRecord, Status
@@ -25,12 +27,13 @@ from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
 from benchfleet_agent.rounds import RoundResult, rate_failure
-from benchfleet_agent.runtimes import Placement, Runtime, Session
+from benchfleet_agent.runtimes import Loaded, Model, Placement, Runtime, Session
 from benchfleet_agent.sampler import Label, Sampler
 from benchfleet_agent.synthetic import compose
 
 CLOSE_S = 25.0
 UNLOAD_S = 60.0
+Load = LoadLink | DirectLink
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +49,7 @@ class CaseRun:
         self._cancelled = cancelled
         self._log_dir = log_dir
         self._session: Session | None = None
-        self._load: LoadLink | None = None
+        self._load: Load | None = None
         self._unload_ns: int | None = None
         self._unmeasured: dict[str, str] = {}
         self._round_count = 0
@@ -95,6 +98,11 @@ class CaseRun:
             recorder.case_started(order.case_id, None, order.runtime)
             raise
         recorder.case_started(order.case_id, model, order.runtime)
+        if order.path == "direct" and "direct" not in runtime.describe().capabilities:
+            message = f"runtime {runtime.name} answers over HTTP only; leave out `path` or choose foundry"
+            raise WorkFailed(Reason.UNSUPPORTED, message)
+        if unfit := self._unfit(runtime, model, None):
+            return unfit
         self._phase("baseline")
         session = runtime.open(model, placement)
         with self._lock:
@@ -103,21 +111,25 @@ class CaseRun:
         self._phase("prepare")
         session.prepare(lambda message, fraction: recorder.progress(order.case_id, message, fraction))
         self._stop_if_cancelled()
+        if unfit := self._unfit(runtime, model, session):
+            return unfit
         cached_ratio = self._page_cache(session)
 
         self._phase("load")
         recorder.progress(order.case_id, f"loading {model.variant}", None)
-        load = self._start_load_process()
+        load = self._start_load(session)
         start_ns = time.perf_counter_ns()
         with watch(session, lambda found: self._sampler.set_targets(Targets(found, load.pid))):
-            loaded = session.load(order.load_s)
+            loaded = self._load_model(session, runtime, model)
         end_ns = time.perf_counter_ns()
         opened = load.open(loaded.endpoint, order, session.directory())
         components = {**runtime.describe().components, **opened["versions"]}
         self._sampler.set_targets(Targets(session.process_ids(), load.pid))
         self._phase("loaded")
-        recorder.model_loaded(order.case_id, start_ns, end_ns, loaded, components, opened["stamp_source"], cached_ratio)
-        outcome = self._rounds(session, load)
+        recorder.model_loaded(
+            order.case_id, start_ns, end_ns, loaded, components, opened["stamp_source"], cached_ratio, order.path
+        )
+        outcome = _with_provider(self._rounds(session, load), model, loaded)
         self._phase("unload")
         load.stop(5.0)
         with contextlib.suppress(WorkFailed):  # the measurements are complete; a failing unload does not spoil them
@@ -125,7 +137,7 @@ class CaseRun:
         self._phase("after")
         return outcome
 
-    def _rounds(self, session: Session, load: LoadLink) -> Outcome:
+    def _rounds(self, session: Session, load: Load) -> Outcome:
         """Warm up, count rounds until there are enough, then the request after a pause."""
         order = self._order
         prompts = order.prompts
@@ -155,7 +167,7 @@ class CaseRun:
         return outcome
 
     def _round(
-        self, session: Session, load: LoadLink, kind: str, prompts: Sequence[PromptOrder], pace: dict[str, Any]
+        self, session: Session, load: Load, kind: str, prompts: Sequence[PromptOrder], pace: dict[str, Any]
     ) -> tuple[list[RequestRecord], float]:
         """Carry out one round and record it; its requests and its duration in seconds."""
         order, recorder = self._order, self._recorder
@@ -194,7 +206,7 @@ class CaseRun:
             }
         return pace
 
-    def _compose(self, asked: SyntheticOrder, session: Session, load: LoadLink) -> tuple[PromptOrder, ...]:
+    def _compose(self, asked: SyntheticOrder, session: Session, load: Load) -> tuple[PromptOrder, ...]:
         self._recorder.progress(self._order.case_id, f"composing prompts of {asked.token_count} tokens", None)
 
         def count(text: str) -> int | None:
@@ -232,8 +244,27 @@ class CaseRun:
             self._interrupted()
             session.check()
 
-    def _start_load_process(self) -> LoadLink:
-        load = LoadLink(self._log_dir, self._interrupted)
+    def _unfit(self, runtime: Runtime, model: Model, session: Session | None) -> Outcome | None:
+        """Forecast whether the model fits: before its files are fetched (no session) and once they are here.
+
+        The last forecast of a case is recorded. An outcome when the case is to be left out for it.
+        """
+        order = self._order
+        found = forecast_case(order, model, session.directory() if session else None)
+        skip = order.skip_unfit and found.fits is False
+        if session is not None or skip:
+            self._recorder.fit_forecasted(order.case_id, found)
+        return Outcome("skipped", refuse_unfit(found, model, runtime).failure) if skip else None
+
+    def _load_model(self, session: Session, runtime: Runtime, model: Model) -> Loaded:
+        try:
+            return session.load(self._order.load_s)
+        except WorkFailed as error:
+            raise with_smaller(error, model, runtime) from None
+
+    def _start_load(self, session: Session) -> Load:
+        direct = self._order.path == "direct"
+        load = DirectLink.of(session, self._interrupted) if direct else LoadLink(self._log_dir, self._interrupted)
         with self._lock:
             self._load = load
         return load
@@ -258,6 +289,15 @@ class CaseRun:
         if session is not None:
             session.close(CLOSE_S)
         self._sampler.set_targets(Targets())
+
+
+def _with_provider(outcome: Outcome, model: Model, loaded: Loaded) -> Outcome:
+    """Say that the model ran on another provider than was asked for, unless something worse is said already."""
+    asked, actual = model.execution_provider, loaded.execution_provider
+    if outcome.failure is not None or not asked or not actual or asked == actual:
+        return outcome
+    message = f"{model.variant} is made for {asked} but ran on {actual}; check the device's driver and provider"
+    return Outcome(outcome.status, Failure(Reason.EP_MISMATCH, message))
 
 
 def _requests(prompts: Sequence[PromptOrder], round_index: int) -> list[dict[str, Any]]:

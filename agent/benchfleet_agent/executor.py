@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from benchfleet.failures import Failure, Reason, WorkFailed
@@ -16,14 +18,17 @@ from benchfleet_agent.jobs import CaseOrder, JobOrder
 from benchfleet_agent.journal import Journal, JournalFull
 from benchfleet_agent.probes import default_probes
 from benchfleet_agent.recorder import Recorder
-from benchfleet_agent.runtimes import Placement, Runtime
-from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
+from benchfleet_agent.runtimes import Placement, Runtime, plugins
+from benchfleet_agent.runtimes.endpoint import URL_VARIABLE, EndpointRuntime, EndpointSettings
 from benchfleet_agent.runtimes.foundry import FoundryRuntime
 from benchfleet_agent.runtimes.foundry_link import FoundrySettings
 from benchfleet_agent.sampler import Sampler
 
 MOST_STREAMS = 32
 """Streams side by side in the self-measurement; more would take longer than it tells."""
+BUILT_IN = frozenset({"foundry", "endpoint"})
+MOST_ENDPOINTS = 16
+"""Servers named by plans that are remembered with what they speak."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,26 +43,40 @@ class Runtimes:
             model_cache_dir=config.foundry.model_cache_dir,
             python=config.foundry.python,
             catalog_urls=config.foundry.catalog_urls,
+            model_roots=config.model_roots,
             offline=config.foundry.offline,
         )
         self._config = config
         self._runtimes: dict[str, Runtime] = {"foundry": FoundryRuntime(foundry)}
         if config.endpoint_url:
             self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(config.endpoint_url))
+        elif endpoint_url := os.environ.get(URL_VARIABLE, "").strip():
+            try:
+                self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(endpoint_url))
+            except WorkFailed as error:  # it is meant for other programs too, so it must not keep the agent down
+                _log.warning("%s is left out: %s", URL_VARIABLE, error.failure.message)
+        self._named = lru_cache(MOST_ENDPOINTS)(lambda url: EndpointRuntime(EndpointSettings.from_environment(url)))
+
+    @cached_property
+    def _plugins(self) -> dict[str, Runtime]:
+        """Runtimes that other packages bring; what is installed later is seen by the next agent."""
+        return plugins.runtimes(self._config.data_dir / "logs", BUILT_IN)
 
     def all(self) -> list[Runtime]:
-        """Every runtime this agent was set up with."""
-        return list(self._runtimes.values())
+        """Every runtime this agent was set up with, and those of plug-ins."""
+        return [*self._runtimes.values(), *self._plugins.values()]
 
     def find(self, name: str, endpoint_url: str = "") -> Runtime:
         """The runtime of a case. Raises `WorkFailed` ``runtime_unavailable`` naming those there are."""
         if name == "endpoint" and endpoint_url:
-            return EndpointRuntime(EndpointSettings.from_environment(endpoint_url))
-        if name not in self._runtimes:
-            known = ", ".join(sorted({*self._runtimes, "endpoint"}))
+            return self._named(endpoint_url)
+        if name in self._runtimes:
+            return self._runtimes[name]
+        if name not in self._plugins:
+            known = ", ".join(sorted({*self._runtimes, *self._plugins, "endpoint"}))
             hint = "; give its URL with --endpoint" if name == "endpoint" else f"; there are {known}"
             raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, f"this host has no runtime {name!r}{hint}")
-        return self._runtimes[name]
+        return self._plugins[name]
 
     def of_case(self, order: CaseOrder) -> Runtime:
         """The runtime of a case."""

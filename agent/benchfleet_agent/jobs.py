@@ -30,6 +30,7 @@ DEFAULT_LOAD_S = 600.0
 DEFAULT_REQUEST_S = 600.0
 DEVICES = ("", "cpu", "gpu", "npu")
 ARRIVALS = ("constant", "poisson")
+PATHS = ("", "http", "direct")
 ROLES = ("system", "user", "assistant")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -82,6 +83,10 @@ class CaseOrder:
     request_s: float
     first_token_s: float | None
     token_s: float | None
+    path: str = "http"
+    """``http`` or ``direct``: in the runtime's own process."""
+    skip_unfit: bool = False
+    """Leave the case out when the forecast says that the model does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +202,7 @@ def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...] | Synt
     _require(bool(case.runtime) and len(case.runtime) <= 100, "a case must name its runtime")
     _require(0 < len(case.model) <= 300 and case.model.isprintable(), "a case must name its model")
     _require(case.device in DEVICES, "device must be cpu, gpu, npu or empty")
+    _require(case.path in PATHS, "path must be http, direct or empty")
     _require(case.prompt_set in sets, f"the job has no prompt set {case.prompt_set[:50]!r}")
     _require(1 <= case.round_count <= MAXIMUM_ROUNDS, f"round_count must lie between 1 and {MAXIMUM_ROUNDS}")
     _require(0 <= case.warmup_round_count <= MAXIMUM_ROUNDS, "warmup_round_count must not be negative")
@@ -233,6 +239,8 @@ def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...] | Synt
         request_s=_seconds("request_s", deadlines.request_s) or DEFAULT_REQUEST_S,
         first_token_s=_seconds("first_token_s", deadlines.first_token_s) or None,
         token_s=_seconds("token_s", deadlines.token_s) or None,
+        path=case.path or "http",
+        skip_unfit=case.skip_unfit,
     )
 
 

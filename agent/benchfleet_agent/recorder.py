@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_agent.fit import Forecast
 from benchfleet_agent.instrument import Certificate
 from benchfleet_agent.jobs import Outcome
 from benchfleet_agent.journal import Journal
@@ -79,6 +80,11 @@ class Recorder:
         reported = event_pb2.ProgressReported(case_id=case_id, message=message, fraction=fraction)
         self._append(event_pb2.Event(progress_reported=reported))
 
+    def fit_forecasted(self, case_id: str, found: Forecast) -> None:
+        """Whether the model will fit, told before it is loaded."""
+        fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        self._append(event_pb2.Event(fit_forecasted=event_pb2.FitForecasted(case_id=case_id, **fields)))
+
     def model_loaded(
         self,
         case_id: str,
@@ -88,6 +94,7 @@ class Recorder:
         components: dict[str, str],
         stamp_source: str,
         page_cache_ratio: float | None,
+        path: str = "http",
     ) -> None:
         """The model is ready."""
         message = event_pb2.ModelLoaded(
@@ -100,6 +107,7 @@ class Recorder:
             components=components,
             stamp_source=stamp_source,
             page_cache_ratio=page_cache_ratio,
+            path=path,
         )
         self._append(event_pb2.Event(model_loaded=message))
 

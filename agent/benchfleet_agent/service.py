@@ -12,14 +12,14 @@ import grpc
 
 from benchfleet import CONTRACT_REVISION
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS, refusal
+from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
 from benchfleet_agent.access import AccessControl
 from benchfleet_agent.executor import RunningJob, Runtimes
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
-from benchfleet_agent.model_calls import ModelCalls
+from benchfleet_agent.model_calls import Measure, ModelCalls, refuse
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -32,8 +32,14 @@ class AgentService(ModelCalls):
     """Serves one agent; all methods run on one event loop."""
 
     def __init__(
-        self, journal: Journal, runtimes: Runtimes, inventory: Callable[[], host_pb2.Host], log_dir: Path
+        self,
+        journal: Journal,
+        runtimes: Runtimes,
+        inventory: Callable[[], host_pb2.Host],
+        log_dir: Path,
+        measure_limits: Measure | None = None,
     ) -> None:
+        super().__init__(measure_limits)
         self._journal = journal
         self._runtimes = runtimes
         self._inventory = inventory
@@ -83,12 +89,18 @@ class AgentService(ModelCalls):
             chosen = [self._runtimes.find(request.runtime)] if request.runtime else self._runtimes.all()
             models: list[host_pb2.ModelVariant] = []
             for runtime in chosen:
-                found = await asyncio.to_thread(runtime.models)
+                try:
+                    found = await asyncio.to_thread(runtime.models)
+                except WorkFailed as error:  # one server that is down does not hide what the others have
+                    if request.runtime or error.failure.reason is not Reason.RUNTIME_UNAVAILABLE:
+                        raise
+                    _log.info("the models of %s are not listed: %s", runtime.name, error)
+                    continue
                 models += [model_to_proto(model, runtime.name) for model in found]
         except WorkFailed as error:
             missing = error.failure.reason is Reason.RUNTIME_UNAVAILABLE
             code = grpc.StatusCode.NOT_FOUND if missing else grpc.StatusCode.FAILED_PRECONDITION
-            raise await _refuse(context, code, error.failure) from None
+            raise await refuse(context, code, error.failure) from None
         return pb.ListModelsResponse(models=models)
 
     async def ResolveModel(  # noqa: N802
@@ -99,7 +111,7 @@ class AgentService(ModelCalls):
             runtime = self._runtimes.find(request.runtime, request.endpoint_url)
             model = await asyncio.to_thread(runtime.resolve, request.model, request.device or None)
         except WorkFailed as error:
-            raise await _refuse(context, grpc.StatusCode.NOT_FOUND, error.failure) from None
+            raise await refuse(context, grpc.StatusCode.NOT_FOUND, error.failure) from None
         return pb.ResolveModelResponse(model=model_to_proto(model, runtime.name))
 
     async def StartJob(self, request: pb.StartJobRequest, context: Context) -> pb.StartJobResponse:  # noqa: N802
@@ -107,7 +119,7 @@ class AgentService(ModelCalls):
         try:
             order = JobOrder.from_proto(request.job_id, request.spec)
         except WorkFailed as error:
-            raise await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error.failure) from None
+            raise await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error.failure) from None
         async with self._starting:
             known = self._journal.job(order.job_id)
             running = self._active()
@@ -115,7 +127,7 @@ class AgentService(ModelCalls):
             answer = answer_start(known.spec if known else None, spec, running.order.job_id if running else "")
             if answer is Answer.DIFFERS:
                 failure = Failure(Reason.JOB_DIFFERS, f"job {order.job_id} exists with another spec; use a new id")
-                raise await _refuse(context, grpc.StatusCode.ALREADY_EXISTS, failure)
+                raise await refuse(context, grpc.StatusCode.ALREADY_EXISTS, failure)
             if answer is Answer.BUSY:
                 assert running is not None
                 held = {"held_by": running.order.held_by, "job_id": running.order.job_id}
@@ -124,7 +136,10 @@ class AgentService(ModelCalls):
                     "wait for it, or end it with `benchfleet cancel`"
                 )
                 failure = Failure(Reason.HOST_BUSY, message)
-                raise await _refuse(context, grpc.StatusCode.ABORTED, failure, held)
+                raise await refuse(context, grpc.StatusCode.ABORTED, failure, held)
+            if answer is Answer.ACCEPT and self.model_work:
+                failure = Failure(Reason.HOST_BUSY, f"this host cannot measure now: {self.model_work}; wait for it")
+                raise await refuse(context, grpc.StatusCode.ABORTED, failure)
             if answer is Answer.ACCEPT:
                 known = await self._accept(order, request.spec, context)
             assert known is not None
@@ -151,9 +166,7 @@ class AgentService(ModelCalls):
                 f"events after {sequence} of job {job.job_id} are not here; it holds {first} to {job.last_sequence}"
             )
             failure = Failure(Reason.EVENTS_RELEASED, message)
-            raise await _refuse(
-                context, grpc.StatusCode.OUT_OF_RANGE, failure, {"first_available_sequence": str(first)}
-            )
+            raise await refuse(context, grpc.StatusCode.OUT_OF_RANGE, failure, {"first_available_sequence": str(first)})
         while True:
             changed = self._changed
             found = await asyncio.to_thread(self._journal.read, job.job_id, sequence, BATCH_BYTES)
@@ -192,7 +205,7 @@ class AgentService(ModelCalls):
             job = await asyncio.to_thread(self._journal.accept, order.job_id, spec, first)
         except JournalFull as error:
             failure = Failure(Reason.DISK_FULL, str(error))
-            raise await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, failure) from None
+            raise await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, failure) from None
         _log.info("job %s accepted for %s: %d cases", order.job_id, order.held_by, len(order.cases))
         self._running = RunningJob(order, self._journal, self._runtimes, self._notify, self._log_dir)
         self._running.start()
@@ -202,12 +215,15 @@ class AgentService(ModelCalls):
         job = self._journal.job(job_id)
         if job is None:
             message = f"this agent holds no job {job_id[:100]!r}; it was released, or ran on another host"
-            raise await _refuse(context, grpc.StatusCode.NOT_FOUND, Failure(Reason.JOB_NOT_FOUND, message))
+            raise await refuse(context, grpc.StatusCode.NOT_FOUND, Failure(Reason.JOB_NOT_FOUND, message))
         return job
 
     def _active(self) -> RunningJob | None:
-        if self._running is not None and self._running.join(0):
-            self._running = None
+        if self._running is not None:
+            # Its last event is durable, and seen by others, a moment before its thread ends.
+            job = self._journal.job(self._running.order.job_id)
+            if self._running.join(0) or job is None or job.ended:
+                self._running = None
         return self._running
 
     def _host(self) -> host_pb2.Host:
@@ -222,6 +238,9 @@ class AgentService(ModelCalls):
                     unavailable_reason=description.reason or "",
                     version=description.version or "",
                     components=description.components,
+                    capabilities=sorted(description.capabilities),
+                    dialect=description.dialect,
+                    endpoint_url=description.endpoint_url,
                 )
             )
         return host
@@ -233,14 +252,6 @@ class AgentService(ModelCalls):
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-
-async def _refuse(
-    context: Context, code: grpc.StatusCode, failure: Failure, metadata: dict[str, str] | None = None
-) -> Exception:
-    """Abort the call, which raises; the return type lets callers write a raise that type checkers follow."""
-    await context.abort_with_status(refusal(code, failure, metadata))
-    raise AssertionError("abort_with_status raises")
 
 
 async def start_server(

@@ -23,7 +23,8 @@ _DIGITS = 6
 _CASE_COLUMNS = (
     "case_id", "run_id", "host", "device", "device_asked", "runtime", "model", "model_asked", "variant",
     "execution_provider", "status", "requests", "failed", "ttft_n", "e2e_n", "itl_n", "rounds", "tokens_source",
-    "accounting", "stamp_source", *CONDITIONS, *(metric.name for metric in CASE_METRICS),
+    "accounting", "stamp_source", "path", "device_proof", "device_evidence", "energy_scope", "driver_version",
+    "agent_version", *CONDITIONS, *(metric.name for metric in CASE_METRICS),
 )  # fmt: skip
 
 

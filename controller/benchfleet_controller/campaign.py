@@ -18,7 +18,7 @@ from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import job_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.fleet import Agent, HostProblem
-from benchfleet_controller.follow import Watch, Writer, follow
+from benchfleet_controller.follow import UNENDED, Watch, Writer, follow
 from benchfleet_controller.plan import HostTarget, JobPlan, Plan, expand
 from benchfleet_controller.store import Store
 
@@ -154,21 +154,21 @@ async def collect(
     """
     agents, problems = await fleet.connect_all(hosts)
     writer = Writer(store)
-    fetched = 0
 
     async def fetch(agent: Agent) -> int:
         count = 0
         try:
-            for job in await agent.jobs():
+            held = await agent.jobs()
+            # What has ended first: following the one that runs may take hours.
+            for job in sorted(held, key=lambda job: job.state == job_pb2.JOB_STATE_RUNNING):
                 if run_id is not None and job.run_id != run_id:
                     continue
-                state = "still running" if job.state == job_pb2.JOB_STATE_RUNNING else "ended"
-                say(f"{agent.target.name}: job {job.job_id} ({state}, {job.last_sequence} events)")
-                spec = await agent.spec(job.job_id)
-                target = agent.target
-                await asyncio.to_thread(store.adopt_job, job.job_id, spec, agent.host, target.name, target.address)
-                await follow(agent, job.job_id, writer, watch)
-                count += 1
+                try:
+                    foreign = run_id is None and await asyncio.to_thread(_is_foreign, store, job)
+                    count += await _fetch_job(agent, job, store, writer, watch, say, foreign=foreign)
+                except HostProblem as problem:  # the next job may fare better
+                    problems.append(problem)
+            await _close_unheld(agent, {job.job_id for job in held}, store, writer, run_id, say)
         except HostProblem as problem:
             problems.append(problem)
         finally:
@@ -176,9 +176,61 @@ async def collect(
                 await agent.close()
         return count
 
-    for count in await asyncio.gather(*(fetch(agent) for agent in agents)):
-        fetched += count
-    return fetched, problems
+    return sum(await asyncio.gather(*(fetch(agent) for agent in agents))), problems
+
+
+def _is_foreign(store: Store, job: job_pb2.Job) -> bool:
+    """Whether somebody else runs the job into another database."""
+    if job.held_by == holder():
+        return False
+    known = store.path.exists() and any(one.job_id == job.job_id for one in store.run_jobs(job.run_id))
+    return not known or store.run(job.run_id)["plan"] is None
+
+
+async def _fetch_job(
+    agent: Agent, job: job_pb2.Job, store: Store, writer: Writer, watch: Watch, say: Say, *, foreign: bool
+) -> bool:
+    """Fetch one job; False when there was nothing to fetch.
+
+    A foreign job is copied and stays on its agent, for its owner would lose it; naming the run takes it away.
+    """
+    ended = job.state != job_pb2.JOB_STATE_RUNNING
+    if foreign and ended and await writer.committed_sequence(job.job_id) >= job.last_sequence:
+        return False
+    kept = f", stays there for {job.held_by}" if foreign else ""
+    state = "ended" if ended else "still running"
+    say(f"{agent.target.name}: job {job.job_id} ({state}, {job.last_sequence} events{kept})")
+    spec = await agent.spec(job.job_id)
+    target = agent.target
+    await asyncio.to_thread(store.adopt_job, job.job_id, spec, agent.host, target.name, target.address)
+    await follow(agent, job.job_id, writer, watch, release=not foreign)
+    return True
+
+
+async def _close_unheld(
+    agent: Agent, held: set[str], store: Store, writer: Writer, run_id: str | None, say: Say
+) -> None:
+    """End the jobs of this host that its agent does not know: they would wait for ever.
+
+    A job that waits for its turn on a shared machine is left alone, and so is one whose controller is just starting it;
+    should one be closed here that starts after all, its first event opens it again.
+    """
+    if not store.path.exists():
+        return
+    unreleased = await asyncio.to_thread(store.open_jobs)
+    for job in unreleased:
+        if job.host_name != agent.target.name or job.job_id in held or run_id not in (None, job.run_id):
+            continue
+        if job.state not in UNENDED:  # the controller was killed between the agent's answer and this note of it
+            await writer.mark_released(job.job_id)
+            continue
+        if any(other.run_id == job.run_id and other.job_id != job.job_id for other in unreleased):
+            continue
+        message = (
+            "its agent knows no such job: the controller ended before it was started, or the agent's data were removed"
+        )
+        await writer.mark_failed(job.job_id, Failure(Reason.JOB_NOT_FOUND, message))
+        say(f"{agent.target.name}: job {job.job_id} is closed: {message}")
 
 
 async def _carry_out_job(

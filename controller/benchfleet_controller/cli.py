@@ -136,10 +136,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "baseline": ("baselines:baseline", "named results that later runs are compared with", "answers:baseline"),
     "report": ("reporting:report", "write a run's report to a file", "answers:report"),
     "hosts": ("hosts:hosts", "known hosts, and whether they answer", "hosts:hosts"),
-    "models": ("hosts:models", "what a host can serve", "hosts:some_hosts"),
+    "models": ("models:models", "what a host can serve", "hosts:models"),
+    "pull": ("models:pull", "fetch models on hosts before a run needs them", "hosts:pull"),
+    "rm": ("models:rm", "remove a model's files from hosts", "hosts:rm"),
+    "unload": ("models:unload", "take a model out of hosts' memory", "hosts:unload"),
     "certs": ("certs:certs", "a lab's certificates: who may reach which agent", "hosts:certs"),
     "completion": ("completion:completion", "how a shell completes benchfleet's commands", "completion:completion"),
-    "doctor": ("hosts:doctor", "what is wrong with a host, and what to do about it", "hosts:some_hosts"),
+    "doctor": ("hosts:doctor", "what is wrong with a host, and what to do about it", "hosts:doctor"),
 }
 """Every command: its function in `commands`, what it is for, and what adds its options in `options`."""
 

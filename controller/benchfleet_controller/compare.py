@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from benchfleet_controller import metrics as registry
 from benchfleet_controller import stats
+from benchfleet_controller.comparability import differences
 
 Row = Mapping[str, Any]
 
@@ -38,28 +39,18 @@ _DIMENSIONS = {
     "device": "device_asked",
     "model": "model_asked",
     "runtime": "runtime",
+    "path": "path",
     "run": "run_id",
     "case": "case_id",
 }
 DIMENSIONS = tuple(_DIMENSIONS)
+_DEFAULTS = {"path": "http"}
 _SHOWN = {"device": "device", "model": "model"}
 CONDITIONS = (
     "prompt_set", "concurrency", "request_rate_per_s", "arrival", "round_duration_s", "max_tokens", "stream",
     "temperature", "top_p", "prefix_cache",
 )  # fmt: skip
 """Rows that differ in one of these are never compared, whatever the dimension."""
-_FLAGGED = ("variant", "device", "execution_provider", "stamp_source")
-"""Differences that leave a comparison standing, but are said."""
-_EXPECTED = {
-    "device": frozenset({"device", "variant", "execution_provider"}),
-    "model": frozenset({"variant"}),
-    "runtime": frozenset({"variant", "execution_provider"}),
-    "host": frozenset[str](),
-    "run": frozenset[str](),
-    "case": frozenset[str](),
-}
-_REFUSED_WHEN_SAME_ASKED = frozenset({"variant"})
-"""Between runs (the same host, asked for the same), another variant is another thing and no change of speed."""
 
 
 class Verdict(StrEnum):
@@ -197,11 +188,14 @@ def _compared(
     if against is group:
         verdict, ratio = Verdict.BASELINE, 1.0 if value is not None else None
     elif against is not None:
-        flags, why = _differences(group, against, by, metric)
+        flags, why = differences(group.cases, against.cases, by, metric, CONDITIONS)
         base = _value(against, metric)
         there = _rounds(against, metric_name, rounds)
         if not why and (value is None or base is None):
             why = "unmeasured " + ("here" if value is None else "in the baseline")
+            if metric.name in registry.ENERGY_METRICS:
+                reasons = {row.get("energy_reason") for row in (group if value is None else against).cases} - {None}
+                why = ": ".join([why, *sorted(map(str, reasons))[:1]])
         if not why:
             ratio = stats.ratio(value, base)
             interval = _interval(here, there, ratio, f"{name}\0{metric_name}")
@@ -322,29 +316,6 @@ def _rounds(group: _Group, metric: str, rounds: Mapping[tuple[str, str], Rounds]
     return Rounds(values[~np.isnan(values)], weights[~np.isnan(values)])
 
 
-def _differences(
-    group: _Group, against: _Group, by: tuple[str, ...], metric: registry.CaseMetric
-) -> tuple[tuple[str, ...], str]:
-    """Flags, and why the comparison is refused (empty: it is not)."""
-    expected = frozenset().union(*(_EXPECTED[one] for one in by))
-    flags: list[str] = []
-    for column in (*_FLAGGED, "tokens_source", "accounting"):
-        here, there = _told(group, column), _told(against, column)
-        if here == there or column in expected:
-            continue
-        difference = f"{column} {here} instead of {there}"
-        if column == "tokens_source" and metric.of_tokens:
-            return (), f"tokens were counted differently: {difference}"
-        if column in _REFUSED_WHEN_SAME_ASKED and by == ("run",):
-            return (), difference
-        flags.append(difference)
-    if "case" in by:
-        for column in CONDITIONS:
-            if _told(group, column) != _told(against, column):
-                return (), f"{column} {_told(group, column)} instead of {_told(against, column)}"
-    return tuple(flags), ""
-
-
 def _nearest(group: _Group, cases: Sequence[Row], by: tuple[str, ...], baseline: str) -> str:
     row = group.cases[0]
     candidates = [other for other in cases if group_name(other, by) == baseline]
@@ -354,12 +325,6 @@ def _nearest(group: _Group, cases: Sequence[Row], by: tuple[str, ...], baseline:
         differing = [f"{c} {row.get(c)} instead of {other.get(c)}" for c in columns if row.get(c) != other.get(c)]
         best = differing if best is None or len(differing) < len(best) else best
     return "nothing of the baseline ran like this: " + ", ".join(best or ["no case succeeded"])
-
-
-def _told(group: _Group, column: str) -> str:
-    return " or ".join(
-        sorted({str(row.get(column)) if row.get(column) is not None else "unknown" for row in group.cases})
-    )
 
 
 def group_name(row: Row, by: tuple[str, ...]) -> str:
@@ -383,7 +348,8 @@ def stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:
     if "case" in by:
         return ()
     held = [column for dimension, column in _DIMENSIONS.items() if dimension not in (*by, "run", "case")]
-    return tuple(row.get(column) for column in (*held, *CONDITIONS))
+    # Rows of before there were several paths say nothing of it: all were reached by HTTP.
+    return tuple(_DEFAULTS.get(c) if row.get(c) is None else row[c] for c in (*held, *CONDITIONS))
 
 
 def _conditions(row: Row, by: tuple[str, ...]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 
@@ -24,6 +26,11 @@ CONNECT_S = 5.0
 CALL_S = 30.0
 RESOLVE_S = 60.0
 """A runtime may ask a catalog on the network before it knows a model."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+RETRY_S = 20.0
+"""How long a call that may be repeated is repeated over a broken connection."""
+
+_T = TypeVar("_T")
 
 
 class HostProblem(Exception):
@@ -76,29 +83,31 @@ class Agent:
 
     async def start(self, job_id: str, spec: job_pb2.JobSpec) -> job_pb2.Job:
         """Start a job. Raises `HostProblem` when it is refused."""
+        request = pb.StartJobRequest(job_id=job_id, spec=spec)
         with refusals(self.target):
-            return (await self.stub.StartJob(pb.StartJobRequest(job_id=job_id, spec=spec), timeout=CALL_S)).job
+            # The agent knows a job it has accepted, so asking again starts nothing twice.
+            return (await repeated(lambda: self.stub.StartJob(request, timeout=CALL_S))).job
 
     async def jobs(self) -> list[job_pb2.Job]:
         """The jobs whose events the agent still holds."""
         with refusals(self.target):
-            return list((await self.stub.ListJobs(pb.ListJobsRequest(), timeout=CALL_S)).jobs)
+            return list((await repeated(lambda: self.stub.ListJobs(pb.ListJobsRequest(), timeout=CALL_S))).jobs)
 
     async def spec(self, job_id: str) -> job_pb2.JobSpec:
         """What was asked of a job."""
         with refusals(self.target):
-            return (await self.stub.GetJob(pb.GetJobRequest(job_id=job_id), timeout=CALL_S)).spec
+            return (await repeated(lambda: self.stub.GetJob(pb.GetJobRequest(job_id=job_id), timeout=CALL_S))).spec
 
     async def cancel(self, job_id: str) -> None:
         """Ask a job to end."""
         with refusals(self.target):
-            await self.stub.CancelJob(pb.CancelJobRequest(job_id=job_id), timeout=CALL_S)
+            await repeated(lambda: self.stub.CancelJob(pb.CancelJobRequest(job_id=job_id), timeout=CALL_S))
 
     async def release(self, job_id: str, committed_sequence: int) -> None:
         """Let the agent forget a job that is stored completely."""
         request = pb.ReleaseJobEventsRequest(job_id=job_id, committed_sequence=committed_sequence)
         with refusals(self.target):
-            await self.stub.ReleaseJobEvents(request, timeout=CALL_S)
+            await repeated(lambda: self.stub.ReleaseJobEvents(request, timeout=CALL_S))
 
 
 @contextlib.contextmanager
@@ -108,6 +117,27 @@ def refusals(target: HostTarget) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise HostProblem(target, explain(error)) from None
+
+
+async def repeated(call: Callable[[], Awaitable[_T]], patience_s: float = RETRY_S) -> _T:
+    """The answer of a call that does no harm twice, asked again while the connection breaks, for ``patience_s``.
+
+    The pauses grow and are random, so that a lab's agents are not called all at once when their network is back.
+    """
+    deadline, pause = time.monotonic() + patience_s, FIRST_PAUSE_S
+    while True:
+        try:
+            return await call()
+        except grpc.RpcError as error:
+            if not broken(error) or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def broken(error: grpc.RpcError) -> bool:
+    """Whether the connection failed, and not the call: asking again may help."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and failure_of(error) is None
 
 
 def explain(error: grpc.RpcError) -> Failure:

@@ -165,8 +165,8 @@ class Writer:
                 await asyncio.sleep(0.2)
 
 
-async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch) -> None:
-    """Store a job's events until its last one, then let the agent forget them.
+async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, release: bool = True) -> None:
+    """Store a job's events until its last one, then let the agent forget them (unless ``release`` is False).
 
     Raises `HostProblem` when the host stays away for `PATIENCE_S` or refuses; ``events_released`` when the rest is
     nowhere any more (another controller took it, or the agent's journal was lost): the job then ends here as failed.
@@ -199,7 +199,8 @@ async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch) -> Non
     if lost is not None:
         await writer.mark_failed(job_id, lost)
     # Of a job that goes on, or of which it holds more, the agent forgets nothing.
-    await agent.release(job_id, committed)
+    if release:
+        await agent.release(job_id, committed)
     if lost is not None:
         raise HostProblem(agent.target, lost)
     await writer.mark_released(job_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from benchfleet_controller.energy import KWH_PER_MILLION
+
 
 class Better(StrEnum):
     """Which way a metric improves."""
@@ -21,11 +23,18 @@ class Source(StrEnum):
     REQUESTS = "requests"
     ROUNDS = "rounds"
     SAMPLES = "samples"
+    SCORES = "scores"
+    """Scores of the round's answers."""
+    ENERGY = "energy"
+    """The energy of the round, of what the case's energy was metered (`telemetry.round_energy`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByRound:
-    """How one round's value is computed: SQL aggregates over its ok requests, the round itself, or its readings."""
+    """How one round's value is computed: SQL aggregates over its ok requests, the round itself, or its readings.
+
+    Of energy, ``value`` names what it is divided by (a count of the round's answers), and ``weight`` is the factor.
+    """
 
     table: Source
     value: str
@@ -208,10 +217,106 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "CPU time of the runtime in rounds/their time/logical processors",
     ),
     CaseMetric("energy_j", "J", _LOWER, "Energy (J)", ".1f", "device energy over the rounds, all devices"),
+    CaseMetric(
+        "ram_steady_bytes",
+        "bytes",
+        _LOWER,
+        "RAM in rounds",
+        "bytes",
+        "median resident memory of the runtime in rounds",
+        by_round=ByRound(Source.SAMPLES, "median(runtime_rss_bytes)", "1.0"),
+    ),
+    CaseMetric(
+        "ram_anon_peak_bytes",
+        "bytes",
+        _LOWER,
+        "RAM peak, anonymous",
+        "bytes",
+        "largest anonymous memory of the runtime (private elsewhere than on Linux)",
+        by_round=ByRound(Source.SAMPLES, "max(runtime_anon_bytes)", "1.0"),
+    ),
+    CaseMetric(
+        "ram_file_peak_bytes",
+        "bytes",
+        _LOWER,
+        "RAM peak, files",
+        "bytes",
+        "largest memory of mapped files such as weights (Linux)",
+        by_round=ByRound(Source.SAMPLES, "max(runtime_file_bytes)", "1.0"),
+    ),
+    CaseMetric(
+        "quality_ratio",
+        "ratio",
+        _HIGHER,
+        "Quality",
+        ".0%",
+        "mean score of counted answers; quality_source says by what: what prompts expect, or a judge",
+        n_column="quality_n",
+        by_round=ByRound(Source.SCORES, "avg(s.score)", "count(s.score)"),
+    ),
+    CaseMetric(
+        "energy_per_token_j",
+        "J",
+        _LOWER,
+        "Energy/token (J)",
+        ".3g",
+        "gross energy of the counted rounds/output tokens; energy_scope says of what",
+        by_round=ByRound(Source.ENERGY, "output_tokens", "1"),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "energy_per_request_j",
+        "J",
+        _LOWER,
+        "Energy/request (J)",
+        ".3g",
+        "gross energy of the counted rounds/ok requests",
+        by_round=ByRound(Source.ENERGY, "requests", "1"),
+    ),
+    CaseMetric(
+        "kwh_per_million_tokens",
+        "kWh/1M tokens",
+        _LOWER,
+        "kWh/1M tokens",
+        ".3g",
+        "energy_per_token_j × 0.27778",
+        by_round=ByRound(Source.ENERGY, "output_tokens", str(KWH_PER_MILLION)),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "cost_per_million_tokens",
+        "price/1M tokens",
+        _LOWER,
+        "Electricity/1M tokens",
+        ".3g",
+        "kwh_per_million_tokens × the price of a kWh that was given; electricity only, in the price's currency",
+        by_round=ByRound(Source.ENERGY, "output_tokens", str(KWH_PER_MILLION)),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "decode_limit_ratio",
+        "ratio",
+        _NONE,
+        "Of memory limit",
+        ".0%",
+        "decode tokens/s × size of the model/memory bandwidth of the host (CPU) or device; one request at a time only",
+    ),
+    CaseMetric(
+        "prefill_limit_ratio",
+        "ratio",
+        _NONE,
+        "Of compute limit",
+        ".0%",
+        "2 × weights of the model × prefill tokens/s/operations per second of the host; where the variant's name tells "
+        "the bits of a weight",
+    ),
 )
-"""In the order of reports. Every name is a column of the view ``case_results``."""
+"""In the order of reports. Every name is a key of a case; those up to memory are columns of ``case_results`` too."""
 
 BY_NAME = {metric.name: metric for metric in CASE_METRICS}
 
 DEFAULT_COMPARED = ("ttft_p50_s", "decode_tokens_per_s", "e2e_p50_s", "output_tokens_per_s", "ram_peak_bytes")
 """What `compare` shows when nobody asks for more."""
+
+ENERGY_METRICS = ("energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens")
+"""What rests on the energy that ``energy_scope`` names."""

@@ -27,6 +27,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from benchfleet.samples import THROTTLE_REASONS
 from benchfleet_controller.stats import Floats
 
 MOST_SCORE = 3.5
@@ -145,6 +146,13 @@ def conditions(samples: Mapping[str, Floats], start_s: float, end_s: float) -> C
         found = edges(name)
         return None if found is None else found[1] - found[0]
 
+    def mean(name: str) -> float | None:
+        found = edges(name)
+        if found is None:
+            return None
+        inside = samples[name][(at >= start_s) & (at <= end_s)]
+        return float(np.mean([*found, *inside[~np.isnan(inside)]]))
+
     busy, total = growth("host_cpu_busy_ns"), growth("host_cpu_total_ns")
     own = [growth(f"{scope}_cpu_ns") for scope in ("runtime", "load", "agent")]
     other = None
@@ -157,8 +165,24 @@ def conditions(samples: Mapping[str, Floats], start_s: float, end_s: float) -> C
     return Conditions(
         other_cpu_ratio=other,
         swap_growth_bytes=growth("host_swap_used_bytes"),
+        major_faults=growth("runtime_major_faults"),
         available_bytes=None if free is None else float(min(free)),
+        clock_hz=mean("host_cpu_clock_hz"),
+        throttle_reasons=_throttled(samples.get("device_throttle_reasons"), at, start_s, end_s),
     )
+
+
+def _throttled(masks: Floats | None, at: Floats, start_s: float, end_s: float) -> tuple[str, ...] | None:
+    """Reasons that the driver gave between two moments or in the last reading before; None: no reading."""
+    if masks is None:
+        return None
+    known = ~np.isnan(masks)
+    first = np.searchsorted(at[known], start_s, side="right") - 1
+    inside = masks[known][max(first, 0) : np.searchsorted(at[known], end_s, side="right")]
+    if not len(inside):
+        return None
+    mask = int(np.bitwise_or.reduce(inside.astype(np.int64)))
+    return tuple(name for bit, name in THROTTLE_REASONS.items() if mask & bit)
 
 
 def outliers(

@@ -254,7 +254,9 @@ def _problems(case: Row, several_workloads: bool) -> list[Problem]:
         told = ": ".join(str(part) for part in (reason, case.get("message")) if part)
         return [Problem(Outcome.FAIL, str(reason or status), f"{status}{where}" + (f": {told}" if told else ""))]
     # What ran elsewhere than it was asked to says nothing of the candidate.
-    found = [Problem(Outcome.FAIL, "device", one.message) for one in check([case]) if one.code is Code.EP_DIFFERS]
+    found = [
+        Problem(Outcome.FAIL, "device", one.message) for one in check([case]) if one.code is Code.DEVICE_CONTRADICTED
+    ]
     if case.get("failed"):
         why = f"{case['failed']} of {case['requests']} requests failed{where}"
         found.append(Problem(Outcome.UNSURE, "failed requests", why))

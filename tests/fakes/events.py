@@ -51,9 +51,9 @@ class JobEvents:
     def progress(self, case_id: str) -> None:
         self.add(progress_reported=event_pb2.ProgressReported(case_id=case_id, message="loading"))
 
-    def loaded(self, case_id: str, load_s: float = 0.5) -> None:
+    def loaded(self, case_id: str, load_s: float = 0.5, ep: str = "CPU") -> None:
         loaded = event_pb2.ModelLoaded(case_id=case_id, start_ns=0, end_ns=S, load_duration_ns=int(load_s * S))
-        loaded.actual_execution_provider = "CPU"
+        loaded.actual_execution_provider = ep
         self.add(model_loaded=loaded)
 
     def round(

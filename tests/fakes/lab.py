@@ -31,8 +31,9 @@ def lab_store(
         gpu = host_pb2.Device(device_id="gpu0", kind="gpu", display_name=f"GPU of {name}", driver_version="1.0")
         job.job_started(asked, host(f"h{place}", hostname=label, devices=[gpu] if device == "gpu" else []))
         for case_id in cases:
-            job.case_started(case_id, alias=name, variant=f"{name}-{device}:1", device=device)
-            job.loaded(case_id)
+            ep = "CUDA" if device == "gpu" else "CPU"
+            job.case_started(case_id, alias=name, variant=f"{name}-{device}:1", device=device, execution_provider=ep)
+            job.loaded(case_id, ep=ep)
             _rounds(job, case_id, 1.0 - 0.5 * place, rounds, requests, tokens)
             _telemetry(job, case_id, device, 1.0 + 10.0 * rounds, samples)
             job.case_finished(case_id)

@@ -16,90 +16,68 @@ from typing import Any
 import pytest
 
 COMPILER = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+SOURCE = Path(__file__).with_name("fake_nvml.c")
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None or sys.platform != "linux", reason="needs a C compiler and Linux's library path"
 )
 
-SOURCE = r"""
-#include <stdlib.h>
-#include <string.h>
-#include <stdint.h>
-#define NOT_SUPPORTED 3
-#define INSUFFICIENT_SIZE 7
-typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2;
-typedef struct { unsigned long long total, free, used; } memory_v1;
-typedef struct { unsigned gpu, memory; } utilization;
-typedef struct { unsigned pid; unsigned long long used; unsigned gi, ci; } process;
-typedef union { double d; int i; unsigned ui; unsigned long ul; unsigned long long ull; long long ll; } value;
-typedef struct { unsigned field, scope; long long timestamp, latency; unsigned type; int ret; value v; } field_value;
-
-static int scenario(const char *name) { const char *s = getenv("FAKE_NVML"); return s && strcmp(s, name) == 0; }
-int nvmlInitWithFlags(unsigned flags) { return scenario("driver_not_loaded") ? 9 : 0; }
-int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
-int nvmlShutdown(void) { return 0; }
-int nvmlSystemGetDriverVersion(char *s, unsigned n) { strncpy(s, "610.57", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = scenario("no_gpu") ? 0 : 1; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = (void *)(uintptr_t)(i + 1); return 0; }
-int nvmlDeviceGetUUID(void *h, char *s, unsigned n) { strncpy(s, "GPU-fake-0", n); return 0; }
-int nvmlDeviceGetName(void *h, char *s, unsigned n) { strncpy(s, "Fake RTX", n); return 0; }
-int nvmlDeviceGetMemoryInfo(void *h, memory_v1 *m) {
-    if (scenario("unified")) return NOT_SUPPORTED;
-    m->total = 8000; m->free = 6500; m->used = 1500; return 0;
-}
-int nvmlDeviceGetMemoryInfo_v2(void *h, memory_v2 *m) {
-    if (scenario("unified")) return NOT_SUPPORTED;
-    m->total = 8000; m->reserved = 500; m->free = 6500; m->used = 1000; return 0;
-}
-int nvmlDeviceGetUtilizationRates(void *h, utilization *u) {
-    if (scenario("lost")) return 15;
-    u->gpu = 42; u->memory = 7; return 0;
-}
-int nvmlDeviceGetFieldValues(void *h, int n, field_value *f) {
-    for (int i = 0; i < n; i++) {
-        f[i].ret = (f[i].field == 186 && f[i].scope == 0 && !scenario("average_power")) ? 0 : NOT_SUPPORTED;
-        f[i].type = 1; f[i].v.ui = 250500;
-    }
-    return 0;
-}
-int nvmlDeviceGetPowerUsage(void *h, unsigned *mw) { *mw = 200250; return 0; }
-#ifndef OLD_DRIVER
-int nvmlDeviceGetTotalEnergyConsumption(void *h, unsigned long long *mj) { *mj = 9000000000001ULL; return 0; }
-#endif
-int nvmlDeviceGetTemperature(void *h, unsigned sensor, unsigned *t) { *t = 55; return 0; }
-static int processes(unsigned *n, process *p) {
-    if (!p) { *n = 1; return INSUFFICIENT_SIZE; }
-    *n = 1; p[0].pid = (unsigned)atoi(getenv("FAKE_NVML_PID"));
-    p[0].used = scenario("wddm") ? ~0ULL : 600; p[0].gi = p[0].ci = ~0u;
-    return 0;
-}
-int nvmlDeviceGetComputeRunningProcesses_v3(void *h, unsigned *n, process *p) { return processes(n, p); }
-int nvmlDeviceGetGraphicsRunningProcesses_v3(void *h, unsigned *n, process *p) { *n = 0; return 0; }
-"""
-
 CHILD = """
 import json, os
+os.environ["FAKE_NVML_PID"] = str(os.getpid())
 from benchfleet_agent.probes import Targets, describe
 from benchfleet_agent.probes.nvidia import NvidiaProbe
-os.environ["FAKE_NVML_PID"] = str(os.getpid())
 described = describe([NvidiaProbe()])[0]
-out = {"available": described.available, "reason": described.reason, "gaps": dict(described.gaps), "values": None}
+out = {"available": described.available, "reason": described.reason, "values": {}}
 if described.available:
     probe = NvidiaProbe()
     probe.discover()
-    (reading,) = probe.read_at_edge(Targets(runtime_pids=(os.getpid(),)))
-    out["values"] = dict(zip(probe.metrics(), reading.values, strict=True))
-    out["device"] = [probe.devices()[0].device_id, probe.devices()[0].memory_bytes]
+    for _ in range(5):
+        readings = probe.read_at_edge(Targets(runtime_pids=(os.getpid(),)))
+    out["values"] = {reading.device_id: dict(zip(probe.metrics(), reading.values)) for reading in readings}
+    out["gaps"] = dict(probe.gaps())
+    out["devices"] = [
+        [d.device_id, d.memory_bytes, d.memory_kind, d.memory_bandwidth_bytes_per_s] for d in probe.devices()
+    ]
     probe.close()
+print(json.dumps(out))
+"""
+
+HUNG = """
+import json, os, sys, threading
+from pathlib import Path
+hang = Path(os.environ["FAKE_NVML_HANG"])
+os.environ["FAKE_NVML_PID"] = str(os.getpid())
+from benchfleet_agent import sampler as module
+from benchfleet_agent.probes.nvidia import NvidiaProbe
+from benchfleet_agent.probes.system import SystemProbe
+module.STALL_NS, module._WATCH_PERIOD_S, module._EDGE_PATIENCE_S = 200_000_000, 0.02, 0.1
+arrived = {"nvidia": threading.Event(), "system": threading.Event()}
+sampler = module.Sampler(
+    [NvidiaProbe(), SystemProbe()], lambda batch: arrived[batch.probe_id].set(), fast_period_ms=10
+)
+module.FLUSH_PERIOD_NS = 0
+sampler.start()
+sampler.set_label(module.Label("c", "", "baseline"))
+out = {"before": arrived["nvidia"].wait(20)}
+hang.touch()
+while not (stalled := sampler.unmeasured().get("device_busy_ratio", "")):
+    pass
+arrived["system"].clear()
+out |= {"stalled": stalled, "others": arrived["system"].wait(20)}
+hang.unlink()
+while any(track.stalled for track in sampler._tracks):
+    pass
+arrived["nvidia"].clear()
+out["after"] = arrived["nvidia"].wait(20)
+sampler.stop()
 print(json.dumps(out))
 """
 
 
 def compile_library(folder: Path, *options: str) -> Path:
-    source = folder / "nvml.c"
-    source.write_text(SOURCE)
     assert COMPILER is not None
-    command = [COMPILER, "-shared", "-fPIC", "-w", *options, "-Wl,-soname,libnvidia-ml.so.1", str(source)]
+    command = [COMPILER, "-shared", "-fPIC", "-w", *options, "-Wl,-soname,libnvidia-ml.so.1", str(SOURCE)]
     subprocess.run([*command, "-o", str(folder / "libnvidia-ml.so.1")], check=True)
     return folder
 
@@ -109,55 +87,115 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_library(tmp_path_factory.mktemp("nvml"))
 
 
-def probe_in_child(library: Path, scenario: str = "") -> dict[str, Any]:
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(library), "FAKE_NVML": scenario}
-    done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
+def in_child(library: Path, program: str, **environment: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LD_LIBRARY_PATH": str(library), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
+def probe_in_child(library: Path, scenario: str = "") -> dict[str, Any]:
+    return in_child(library, CHILD, FAKE_NVML=scenario)
+
+
 def test_everything_is_read_in_the_registrys_units(library: Path) -> None:
     answer = probe_in_child(library)
-    assert answer["values"] == {
+    assert answer["values"]["GPU-fake-0"] == {
         "device_memory_used_bytes": 1000,  # without the driver's reserve
+        "device_memory_reserved_bytes": 500,
         "device_memory_runtime_bytes": 600,
         "device_busy_ratio": 0.42,
+        "device_memory_busy_ratio": 0.07,
+        "device_runtime_busy_ratio": 0.33,
         "device_power_w": 250.5,
+        "device_power_average_w": 240.0,
+        "device_power_limit_w": 350.0,
         "device_energy_mj": 9000000000001,
         "device_temperature_c": 55.0,
+        "device_clock_hz": 2.52e9,
+        "device_memory_clock_hz": 10.501e9,
+        "device_throttle_reasons": 3,
+        "device_power_throttle_ns": 5_000_000_000,
+        "device_thermal_throttle_ns": 42,
     }
-    assert answer["device"] == ["GPU-fake-0", 8000]
+    assert answer["devices"] == [["GPU-fake-0", 8000, "dedicated", pytest.approx(1008e9, rel=1e-3)]]
     assert answer["gaps"] == {}
 
 
-def test_a_driver_without_instant_power_gives_the_average(library: Path) -> None:
-    assert probe_in_child(library, "average_power")["values"]["device_power_w"] == 200.25
+def test_a_driver_without_instant_power_still_gives_the_average(library: Path) -> None:
+    answer = probe_in_child(library, "average_power")
+    assert answer["values"]["GPU-fake-0"]["device_power_w"] is None
+    assert answer["values"]["GPU-fake-0"]["device_power_average_w"] == 240.0
+    assert "device_power_average_w" in answer["gaps"]["device_power_w"]
 
 
-def test_a_gpu_without_memory_of_its_own(library: Path) -> None:
+def test_a_gpu_with_one_memory_with_the_cpu(library: Path) -> None:
     answer = probe_in_child(library, "unified")
-    assert answer["values"]["device_memory_used_bytes"] is None
-    assert "shares the host's memory" in answer["gaps"]["device_memory_used_bytes"]
-    assert answer["values"]["device_memory_runtime_bytes"] == 600
-    assert answer["device"] == ["GPU-fake-0", None]
+    assert answer["devices"] == [["GPU-fake-0", None, "unified", None]]
+    assert answer["values"]["GPU-fake-0"]["device_memory_used_bytes"] is None
+    assert "one memory with the CPU" in answer["gaps"]["device_memory_used_bytes"]
+    assert answer["values"]["GPU-fake-0"]["device_memory_runtime_bytes"] == 600
+    assert answer["values"]["GPU-fake-0"]["device_energy_mj"] == 9000000000001
 
 
 def test_windows_driver_model_tells_no_memory_of_single_processes(library: Path) -> None:
     answer = probe_in_child(library, "wddm")
-    assert answer["values"]["device_memory_runtime_bytes"] is None
+    assert answer["values"]["GPU-fake-0"]["device_memory_runtime_bytes"] is None
+    assert answer["values"]["GPU-fake-0"]["device_memory_used_bytes"] == 1000
     assert "WDDM" in answer["gaps"]["device_memory_runtime_bytes"]
+
+
+def test_a_divided_gpu_has_memory_by_instance_and_power_as_a_whole(library: Path) -> None:
+    answer = probe_in_child(library, "mig")
+    assert [row[:2] for row in answer["devices"]] == [["GPU-fake-0", None], ["MIG-fake-0", 2000], ["MIG-fake-1", 2000]]
+    assert answer["values"]["MIG-fake-1"]["device_memory_used_bytes"] == 1000
+    assert answer["values"]["MIG-fake-1"]["device_busy_ratio"] is None
+    assert answer["values"]["GPU-fake-0"]["device_power_w"] == 250.5
+    assert "whole GPU" in answer["gaps"]["device_busy_ratio@MIG-fake-1"]
+
+
+def test_an_idle_gpu_has_a_share_of_nothing(library: Path) -> None:
+    assert probe_in_child(library, "idle")["values"]["GPU-fake-0"]["device_runtime_busy_ratio"] == 0.0
 
 
 def test_an_old_driver_lacks_what_it_lacks(tmp_path: Path) -> None:
     answer = probe_in_child(compile_library(tmp_path, "-DOLD_DRIVER"))
-    assert answer["values"]["device_energy_mj"] is None
-    assert answer["values"]["device_power_w"] == 250.5
-    assert set(answer["gaps"]) == {"device_energy_mj"}
+    values = answer["values"]["GPU-fake-0"]
+    absent = {name for name, value in values.items() if value is None}
+    assert absent == {
+        "device_energy_mj",
+        "device_memory_used_bytes",
+        "device_memory_reserved_bytes",
+        "device_runtime_busy_ratio",
+    }
+    assert set(answer["gaps"]) == absent
+    assert values["device_throttle_reasons"] == 1
+    assert answer["devices"] == [["GPU-fake-0", 8000, "dedicated", None]]
+
+
+def test_a_card_that_falls_off_the_bus_is_out_and_the_other_goes_on(library: Path) -> None:
+    answer = probe_in_child(library, "lost_later")
+    assert set(answer["values"]) == {"GPU-fake-0"}
+    assert answer["values"]["GPU-fake-0"]["device_busy_ratio"] == 0.42
+    assert "stopped answering" in answer["gaps"]["device_power_w@GPU-fake-1"]
+    assert "device_power_w" not in answer["gaps"]
+
+
+def test_a_call_that_hangs_costs_the_gpu_only_and_only_until_it_returns(library: Path, tmp_path: Path) -> None:
+    answer = in_child(library, HUNG, FAKE_NVML_HANG=str(tmp_path / "hang"))
+    assert "telemetry stalled" in answer.pop("stalled")
+    assert answer == {"before": True, "others": True, "after": True}
 
 
 @pytest.mark.parametrize(
-    ("scenario", "reason"), [("driver_not_loaded", "modprobe"), ("no_gpu", "no GPU"), ("lost", "NVML")]
+    ("scenario", "reason"), [("driver_not_loaded", "modprobe"), ("no_gpu", "no GPU"), ("lost", "lost")]
 )
 def test_a_driver_that_does_not_serve_is_unavailable_with_a_reason(library: Path, scenario: str, reason: str) -> None:
     answer = probe_in_child(library, scenario)

@@ -1,139 +1,221 @@
 """NVIDIA GPUs through NVML.
 
-The only module that imports pynvml (the maintained package nvidia-ml-py), and only when used. Units and
-pitfalls are those of the comments in NVIDIA's ``nvml.h``. NVML answers one call at a time and talks to
-the GPU's own processors, so what is dear is read seldom: temperature once a second, the list of
-processes (milliseconds) at the edges of a phase and every 5 s.
+What its figures mean is in `benchfleet_agent.probes.nvml_fields`. NVML answers one call at a time and talks to
+the GPU's own processors, so what is dear is read seldom: temperature, limits and the processes' shares once a
+second, the lists of processes (milliseconds) at the edges of a phase only.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from benchfleet_agent.probes import DeviceInfo, Reading, Targets, Unavailable, Value
+from benchfleet_agent.probes import nvml_fields as fields
+from benchfleet_agent.probes.nvml_fields import CallFailed, DeviceLost, FieldReader, NotOffered, ask
+from benchfleet_agent.probes.nvml_library import init_failure, load, text
+from benchfleet_agent.probes.nvml_processes import FOREIGN_IDS, WDDM, RuntimeProcesses
 from benchfleet_agent.probes.system import descendants, in_foreign_pid_namespace
 
 METRICS = (
     "device_memory_used_bytes",
+    "device_memory_reserved_bytes",
     "device_memory_runtime_bytes",
     "device_busy_ratio",
+    "device_memory_busy_ratio",
+    "device_runtime_busy_ratio",
     "device_power_w",
+    "device_power_average_w",
+    "device_power_limit_w",
     "device_energy_mj",
     "device_temperature_c",
+    "device_clock_hz",
+    "device_memory_clock_hz",
+    "device_throttle_reasons",
+    "device_power_throttle_ns",
+    "device_thermal_throttle_ns",
 )
-_MEMORY, _RUNTIME_MEMORY, _BUSY, _POWER, _ENERGY, _TEMPERATURE = METRICS
+_MEMORY, _RESERVED, _RUNTIME_MEMORY, _BUSY, _MEMORY_BUSY, _RUNTIME_BUSY, _POWER, _AVERAGE_POWER = METRICS[:8]
+_LIMIT, _ENERGY, _TEMPERATURE, _CLOCK, _MEMORY_CLOCK, _THROTTLE, _POWER_TIME, _HEAT_TIME = METRICS[8:]
+_OF_INSTANCES = frozenset({_MEMORY, _RESERVED, _RUNTIME_MEMORY})
 
-_TEMPERATURE_PERIOD_NS = 1_000_000_000
-_PROCESSES_PERIOD_NS = 5_000_000_000
-_POWER_SCOPE_GPU = 0
+_SLOW_PERIOD_NS = 1_000_000_000
+_RETRY_NS = 5_000_000_000
+_LONGEST_RETRY_NS = 60_000_000_000
+_MOST_FAILURES = 5
+_CLOCK_SM, _CLOCK_MEMORY = 1, 2
 
+_log = logging.getLogger(__name__)
 _NO_RUNTIME = "no process of the runtime runs on this host"
-_WDDM = "Windows' display driver model (WDDM) keeps the memory of single processes from NVIDIA's driver"
-_FOREIGN_IDS = (
-    "NVIDIA's driver names processes by the host's ids, which this container does not share; "
-    "run the agent with the host's ids (--pid=host)"
-)
+_UNIFIED = "this GPU has one memory with the CPU, of which the driver has no figure; host_available_bytes tells of it"
+_MIG = "NVML has it for the whole GPU, not for an instance of MIG"
+_ONLY_AVERAGE = "the driver gives the average over 1 s only (device_power_average_w)"
+_ONLY_INSTANT = "the driver gives what is drawn now only (device_power_w)"
+_PASSING = frozenset({_NO_RUNTIME, WDDM, FOREIGN_IDS})
 _ADVICE = {
-    _MEMORY: "the driver has no figure (driver older than 510, or a GPU that shares the host's memory)",
+    _MEMORY: "the driver has no figure that leaves out its own reserve (driver older than 510)",
+    _RESERVED: "the driver does not tell its own reserve (driver older than 510)",
+    _RUNTIME_MEMORY: "the driver does not list processes",
     _ENERGY: "the GPU has no energy counter (they came with Volta)",
+    _POWER_TIME: "the driver does not count it",
+    _HEAT_TIME: "the driver does not count it",
 }
-
-
-class _NotOffered(Exception):
-    """A metric that this GPU or driver does not have."""
 
 
 @dataclass(slots=True)
 class _Gpu:
-    """One GPU as found; its gaps grow as calls are refused."""
+    """One GPU or MIG instance as found; its gaps grow as calls are refused."""
 
     handle: Any
     info: DeviceInfo
+    fields: FieldReader
+    instance: bool = False
+    usage_metric: str = _POWER
+    """What ``nvmlDeviceGetPowerUsage`` gives on this GPU."""
     gaps: dict[str, str] = field(default_factory=dict)
-    instant_power: bool = True
-    temperature_due_ns: int = 0
-    processes_due_ns: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """Calls that failed in a row without saying that there never is an answer, by metric."""
+    slow_due_ns: int = 0
+    lost: str | None = None
+    retry_due_ns: int = 0
+    retry_ns: int = _RETRY_NS
 
 
 class NvidiaProbe:
-    """Memory, use, power, energy and temperature of every NVIDIA GPU."""
+    """Memory, use, power, energy, clocks, heat and throttling of every NVIDIA GPU."""
 
     probe_id = "nvidia"
     period_ms = 100
     budget_us = 2_000
+    verification = "a fake library"
 
     def __init__(
         self,
         nvml: ModuleType | Any = None,
         *,
         clock: Callable[[], int] = time.perf_counter_ns,
+        wall_clock: Callable[[], int] = time.time_ns,
         tree: Callable[[Sequence[int]], Sequence[int]] = descendants,
         foreign_ids: Callable[[], bool] = in_foreign_pid_namespace,
     ) -> None:
         self._given = nvml
         self._nvml: Any = None
         self._clock = clock
-        self._tree = tree
-        self._foreign_ids = foreign_ids
+        self._processes = RuntimeProcesses(clock, wall_clock, tree, foreign_ids)
         self._gpus: list[_Gpu] = []
 
     def discover(self) -> None:
-        """Load the driver's library and find the GPUs."""
+        """Load the driver's library and find the GPUs and their MIG instances."""
         self.close()
-        nvml = self._given if self._given is not None else _pynvml()
+        nvml = self._given if self._given is not None else load()
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            raise Unavailable(_init_failure(nvml, error)) from None
+            raise Unavailable(init_failure(nvml, error)) from None
         self._nvml = nvml
         try:
-            driver = _text(nvml.nvmlSystemGetDriverVersion())
-            self._gpus = [self._gpu(index, driver) for index in range(nvml.nvmlDeviceGetCount())]
+            driver = text(nvml.nvmlSystemGetDriverVersion())
+            count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as error:
             self.close()
             raise Unavailable(f"NVIDIA's driver answers no questions about its GPUs: {error}") from None
+        why = "NVIDIA's driver is installed but reports no GPU; check that one is visible here"
+        for index in range(count):
+            try:
+                self._gpus += self._find(index, driver)
+            except (nvml.NVMLError, DeviceLost) as error:
+                why = f"NVIDIA's driver answers no questions about its GPU {index}: {error}"
+                _log.warning("%s", why)
         if not self._gpus:
             self.close()
-            raise Unavailable("NVIDIA's driver is installed but reports no GPU; check that one is visible here")
+            raise Unavailable(why)
 
-    def _gpu(self, index: int, driver: str) -> _Gpu:
+    def _find(self, index: int, driver: str) -> list[_Gpu]:
+        """The GPU of an index, followed by its instances when MIG divides it."""
         nvml = self._nvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        total: int | None = None
-        with suppress(_NotOffered):
-            total = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        mig, _ = self._if_offered(lambda: nvml.nvmlDeviceGetMigMode(handle)) or (0, 0)
+        found = [self._gpu(handle, driver, divided=bool(mig))]
+        slots = self._if_offered(lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) if mig else 0
+        for slot in range(slots or 0):
+            instance = self._if_offered(partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot))
+            if instance is not None:
+                found.append(self._gpu(instance, driver, instance=True))
+        return found
+
+    def _gpu(self, handle: Any, driver: str, *, divided: bool = False, instance: bool = False) -> _Gpu:
+        nvml = self._nvml
+        name = text(nvml.nvmlDeviceGetName(handle))
+        total, kind, gaps = None, "", {}
+        try:
+            total = ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total) or None
+            kind = "dedicated" if total else ""
+        except NotOffered:
+            if fields.is_integrated(name):
+                kind = "unified"
+                gaps = {_MEMORY: _UNIFIED, _RESERVED: _UNIFIED}
+        except CallFailed as error:
+            _log.warning("the memory of %s is not known: %s", name, error)
+        bandwidth = None
+        if kind == "dedicated" and not instance:
+            bandwidth = fields.memory_bandwidth_bytes_per_s(
+                self._if_offered(lambda: nvml.nvmlDeviceGetMemoryBusWidth(handle)),
+                self._if_offered(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, _CLOCK_MEMORY)),
+            )
+        if instance:
+            gaps |= dict.fromkeys(set(METRICS) - _OF_INSTANCES, _MIG)
         info = DeviceInfo(
-            device_id=_text(nvml.nvmlDeviceGetUUID(handle)),
+            device_id=text(nvml.nvmlDeviceGetUUID(handle)),
             kind="gpu",
-            display_name=_text(nvml.nvmlDeviceGetName(handle)),
+            display_name=f"{name} (divided by MIG; work runs on its instances)" if divided else name,
             driver_version=driver,
-            memory_bytes=total,
+            memory_bytes=None if divided else total,
+            memory_kind=kind,
+            memory_bandwidth_bytes_per_s=None if divided else bandwidth,
         )
-        return _Gpu(handle, info)
+        average = not instance and fields.usage_is_average(nvml, handle)
+        return _Gpu(
+            handle,
+            info,
+            FieldReader(nvml, handle),
+            instance=instance,
+            usage_metric=_AVERAGE_POWER if average else _POWER,
+            gaps=gaps,
+        )
+
+    def _if_offered(self, call: Callable[[], Any]) -> Any:
+        try:
+            return ask(self._nvml, call)
+        except (NotOffered, CallFailed):
+            return None
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the values read."""
         return METRICS
 
     def devices(self) -> tuple[DeviceInfo, ...]:
-        """The GPUs found."""
+        """The GPUs and MIG instances found, those lost since included."""
         return tuple(gpu.info for gpu in self._gpus)
 
     def gaps(self) -> Mapping[str, str]:
-        """Metrics some GPU does not offer; with several GPUs the reason names the one."""
+        """Metrics no GPU offers; those only some lack as ``metric@device_id``."""
         gaps: dict[str, str] = {}
-        for gpu in self._gpus:
-            for name, reason in gpu.gaps.items():
-                gaps[name] = reason if len(self._gpus) == 1 else f"{gpu.info.device_id}: {reason}"
+        for name in METRICS:
+            lacking = {gpu.info.device_id: reason for gpu in self._gpus if (reason := gpu.lost or gpu.gaps.get(name))}
+            if len(lacking) == len(self._gpus):
+                gaps[name] = next(iter(lacking.values()))
+            else:
+                gaps |= {f"{name}@{device_id}": reason for device_id, reason in lacking.items()}
         return gaps
 
     def read(self, targets: Targets) -> Sequence[Reading]:
-        """Read every GPU; temperature and processes when they are due."""
+        """Read every GPU; what is slow once a second."""
         return self._read(targets, edge=False)
 
     def read_at_edge(self, targets: Targets) -> Sequence[Reading]:
@@ -143,103 +225,145 @@ class NvidiaProbe:
     def _read(self, targets: Targets, *, edge: bool) -> Sequence[Reading]:
         if self._nvml is None:
             raise Unavailable("the NVIDIA probe was not discovered")
-        return [Reading(gpu.info.device_id, self._values(gpu, targets, edge)) for gpu in self._gpus]
+        readings = []
+        for gpu in self._gpus:
+            if gpu.lost is not None and not self._found_again(gpu):
+                continue
+            try:
+                readings.append(Reading(gpu.info.device_id, self._values(gpu, targets, edge)))
+            except DeviceLost as error:
+                self._lose(gpu, str(error))
+        if not readings:
+            raise Unavailable(next(gpu.lost for gpu in self._gpus if gpu.lost) or "")
+        return readings
+
+    def _lose(self, gpu: _Gpu, reason: str) -> None:
+        gpu.lost = f"the GPU stopped answering ({reason}); look for Xid messages in the system's log"
+        gpu.retry_due_ns = self._clock() + gpu.retry_ns
+        gpu.retry_ns = min(2 * gpu.retry_ns, _LONGEST_RETRY_NS)
+        _log.warning("%s: %s", gpu.info.device_id, gpu.lost)
+
+    def _found_again(self, gpu: _Gpu) -> bool:
+        if self._clock() < gpu.retry_due_ns:
+            return False
+        nvml, uuid = self._nvml, gpu.info.device_id
+        try:
+            gpu.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            nvml.nvmlDeviceGetName(gpu.handle)
+        except nvml.NVMLError as error:
+            self._lose(gpu, f"NVIDIA's driver says {error}")
+            return False
+        gpu.fields = FieldReader(nvml, gpu.handle)
+        gpu.lost, gpu.retry_ns = None, _RETRY_NS
+        _log.info("%s answers again", uuid)
+        return True
 
     def _values(self, gpu: _Gpu, targets: Targets, edge: bool) -> tuple[Value, ...]:
         now = self._clock()
-        runtime_memory = temperature = None
-        if edge or now >= gpu.processes_due_ns:
-            gpu.processes_due_ns = now + _PROCESSES_PERIOD_NS
-            # Without a runtime there is nothing to attribute yet: not a refusal, so asked again.
-            gpu.gaps.pop(_RUNTIME_MEMORY, None)
-            runtime_memory = self._metric(gpu, _RUNTIME_MEMORY, lambda: self._runtime_memory(gpu.handle, targets))
-        if edge or now >= gpu.temperature_due_ns:
-            gpu.temperature_due_ns = now + _TEMPERATURE_PERIOD_NS
-            temperature = self._metric(gpu, _TEMPERATURE, lambda: self._temperature(gpu.handle))
-        return (
-            self._metric(gpu, _MEMORY, lambda: self._memory(gpu.handle)),
-            runtime_memory,
-            self._metric(gpu, _BUSY, lambda: self._busy(gpu.handle)),
-            self._metric(gpu, _POWER, lambda: self._power(gpu)),
-            self._metric(gpu, _ENERGY, lambda: self._energy(gpu.handle)),
-            temperature,
-        )
+        slow = edge or now >= gpu.slow_due_ns
+        if slow:
+            gpu.slow_due_ns = now + _SLOW_PERIOD_NS
+            self._processes.look(targets.runtime_pids, relist=edge and gpu is self._gpus[0])
+        found: dict[str, Value] = {}
+        nvml, handle = self._nvml, gpu.handle
+        # Version 1 adds the driver's own reserve (hundreds of MB) to what is in use; only version 2 keeps it apart.
+        memory = self._metric(gpu, _MEMORY, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2))
+        if memory is not None:
+            found |= {_MEMORY: int(memory.used), _RESERVED: int(memory.reserved)}
+        if edge:
+            found[_RUNTIME_MEMORY] = self._of_runtime(gpu, _RUNTIME_MEMORY, targets, self._processes.memory_bytes)
+        if not gpu.instance:
+            self._read_whole(gpu, found, slow=slow)
+            if slow:
+                found[_RUNTIME_BUSY] = self._of_runtime(gpu, _RUNTIME_BUSY, targets, self._processes.busy_ratio)
+        if _MEMORY in gpu.gaps and _RESERVED not in gpu.gaps:
+            gpu.gaps[_RESERVED] = gpu.gaps[_MEMORY]
+        values = tuple(found.get(name) for name in METRICS)
+        if gpu.failures and all(value is None for value in values):
+            raise DeviceLost("every call fails")
+        return values
 
-    def _metric(self, gpu: _Gpu, name: str, read: Callable[[], Value]) -> Value:
+    def _read_whole(self, gpu: _Gpu, found: dict[str, Value], *, slow: bool) -> None:
+        """What only a whole GPU has."""
+        nvml, handle = self._nvml, gpu.handle
+        use = self._metric(gpu, _BUSY, lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+        if use is not None:
+            found |= {_BUSY: fields.share(use.gpu), _MEMORY_BUSY: fields.share(use.memory)}
+        elif _BUSY in gpu.gaps:
+            gpu.gaps[_MEMORY_BUSY] = gpu.gaps[_BUSY]
+        self._read_fields(gpu, found, slow=slow)
+        found[_ENERGY] = self._metric(gpu, _ENERGY, lambda: int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)))
+        found[_CLOCK] = self._metric(gpu, _CLOCK, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM) * 1e6)
+        found[_MEMORY_CLOCK] = self._metric(
+            gpu, _MEMORY_CLOCK, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEMORY) * 1e6
+        )
+        found[_THROTTLE] = self._metric(gpu, _THROTTLE, lambda: fields.throttle_reasons(self._event_reasons(handle)))
+        if slow:
+            found[_TEMPERATURE] = self._metric(
+                gpu, _TEMPERATURE, lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+            )
+            found[_LIMIT] = self._metric(gpu, _LIMIT, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3)
+
+    def _read_fields(self, gpu: _Gpu, found: dict[str, Value], *, slow: bool) -> None:
+        power = {fields.POWER_INSTANT: _POWER, fields.POWER_AVERAGE: _AVERAGE_POWER}
+        answers = gpu.fields.read([*power, *(fields.THROTTLE_TIMES if slow else ())])
+        for number, name in power.items():
+            if number in answers:
+                found[name] = answers[number] / 1e3
+            elif number in gpu.fields.refused:
+                self._read_usage(gpu, name, found)
+        if slow:
+            found[_POWER_TIME], found[_HEAT_TIME] = fields.throttle_times_ns(answers)
+            for name, numbers in (
+                (_POWER_TIME, (fields.POWER_TIME, fields.POWER_BRAKE_TIME)),
+                (_HEAT_TIME, fields.THROTTLE_TIMES[1:4]),
+            ):
+                if all(number in gpu.fields.refused for number in numbers):
+                    gpu.gaps[name] = f"{_ADVICE[name]}: {gpu.fields.refused[numbers[0]]}"
+
+    def _read_usage(self, gpu: _Gpu, name: str, found: dict[str, Value]) -> None:
+        """Power by the older call, which on some GPUs is what is drawn now and on others an average."""
+        if name != gpu.usage_metric:
+            gpu.gaps[name] = _ONLY_AVERAGE if name == _POWER else _ONLY_INSTANT
+            return
+        found[name] = self._metric(gpu, name, lambda: self._nvml.nvmlDeviceGetPowerUsage(gpu.handle) / 1e3)
+
+    def _event_reasons(self, handle: Any) -> int:
+        nvml = self._nvml
+        try:
+            return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        except nvml.NVMLError as error:
+            if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+                raise
+        return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))  # its name before driver 535
+
+    def _metric(self, gpu: _Gpu, name: str, read: Callable[[], Any]) -> Any:
         """Read one metric; one that was refused is not asked for again until the next `discover`."""
         if name in gpu.gaps:
             return None
         try:
-            value: Value = self._ask(read)
-        except _NotOffered as error:
-            gpu.gaps[name] = str(error) if name == _RUNTIME_MEMORY else f"{_ADVICE.get(name, 'not offered')}: {error}"
+            answer = ask(self._nvml, read)
+        except NotOffered as error:
+            reason = str(error)
+            gpu.gaps[name] = reason if reason in _PASSING else f"{_ADVICE.get(name, 'not offered')}: {reason}"
             return None
-        return value
+        except CallFailed as error:
+            gpu.failures[name] = gpu.failures.get(name, 0) + 1
+            if gpu.failures[name] >= _MOST_FAILURES:
+                gpu.gaps[name] = f"the call failed {_MOST_FAILURES} times in a row: {error}"
+            return None
+        gpu.failures.pop(name, None)
+        return answer
 
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        """Call NVML: None when there is no figure this time, `_NotOffered` when there never is."""
-        nvml = self._nvml
-        try:
-            return call()
-        except nvml.NVMLError as error:
-            if error.value in {nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_NO_DATA, nvml.NVML_ERROR_NOT_READY}:
-                return None
-            if error.value in {
-                nvml.NVML_ERROR_NOT_SUPPORTED,
-                nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-                nvml.NVML_ERROR_NO_PERMISSION,
-                nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-                nvml.NVML_ERROR_INVALID_ARGUMENT,
-            }:
-                raise _NotOffered(f"NVIDIA's driver says {error}") from None
-            raise
-
-    def _memory(self, handle: Any) -> int:
-        # Version 1 adds the driver's own reserve (hundreds of MB) to what is in use; only version 2 keeps it apart.
-        nvml = self._nvml
-        return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
-
-    def _busy(self, handle: Any) -> float:
-        return float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
-
-    def _power(self, gpu: _Gpu) -> float:
-        # The plain call is a 1 s average from Ampere on; the field is what is drawn now.
-        nvml = self._nvml
-        if gpu.instant_power:
-            with suppress(nvml.NVMLError):
-                (answer,) = nvml.nvmlDeviceGetFieldValues(
-                    gpu.handle, [(nvml.NVML_FI_DEV_POWER_INSTANT, _POWER_SCOPE_GPU)]
-                )
-                if answer.nvmlReturn == nvml.NVML_SUCCESS:
-                    return float(answer.value.uiVal) / 1e3
-            gpu.instant_power = False
-        return float(nvml.nvmlDeviceGetPowerUsage(gpu.handle)) / 1e3
-
-    def _energy(self, handle: Any) -> int:
-        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-
-    def _temperature(self, handle: Any) -> float:
-        return float(self._nvml.nvmlDeviceGetTemperature(handle, self._nvml.NVML_TEMPERATURE_GPU))
-
-    def _runtime_memory(self, handle: Any, targets: Targets) -> int:
+    def _of_runtime(self, gpu: _Gpu, name: str, targets: Targets, read: Callable[[Any, Any], Value]) -> Value:
+        """Read a metric of the runtime's processes; what could not be attributed once is tried again."""
         if not targets.runtime_pids:
-            raise _NotOffered(_NO_RUNTIME)
-        nvml = self._nvml
-        processes = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        with suppress(nvml.NVMLError):  # data-centre parts have no graphics list
-            processes += nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
-        if not processes:
-            if self._foreign_ids():
-                raise _NotOffered(_FOREIGN_IDS)
-            return 0
-        ours = {*targets.runtime_pids, *self._tree(targets.runtime_pids)}
-        # One process may be in both lists, with the same figure.
-        used = {process.pid: process.usedGpuMemory for process in processes if process.pid in ours}
-        if any(size is None for size in used.values()):
-            raise _NotOffered(_WDDM)
-        if not used and self._foreign_ids():
-            raise _NotOffered(_FOREIGN_IDS)
-        return sum(used.values())
+            gpu.gaps.setdefault(name, _NO_RUNTIME)
+            return None
+        if gpu.gaps.get(name) in _PASSING:
+            del gpu.gaps[name]
+        value: Value = self._metric(gpu, name, lambda: read(self._nvml, gpu.handle))
+        return value
 
     def close(self) -> None:
         """Let the driver's library go."""
@@ -247,36 +371,3 @@ class NvidiaProbe:
         if nvml is not None:
             with suppress(nvml.NVMLError):
                 nvml.nvmlShutdown()
-
-
-def _pynvml() -> ModuleType:
-    try:
-        import pynvml
-    except ImportError as error:
-        raise Unavailable(f"pynvml cannot be imported ({error}); install it with pip install nvidia-ml-py") from None
-    if not hasattr(pynvml, "nvmlInitWithFlags"):
-        raise Unavailable(
-            "the module pynvml comes from the abandoned package nvidia-ml-py3; "
-            "pip uninstall nvidia-ml-py3, then pip install --force-reinstall nvidia-ml-py"
-        )
-    return pynvml
-
-
-def _init_failure(nvml: Any, error: Exception) -> str:
-    code = getattr(error, "value", None)
-    if code == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-        return (
-            "no NVIDIA driver library was found (libnvidia-ml.so.1, on Windows nvml.dll): "
-            "install NVIDIA's driver if this host has an NVIDIA GPU"
-        )
-    if code == nvml.NVML_ERROR_DRIVER_NOT_LOADED:
-        return "NVIDIA's driver is installed but not loaded; load it (modprobe nvidia) or restart the host"
-    if code == nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-        return "NVIDIA's library and kernel module are of different versions; restart the host after a driver update"
-    if code == nvml.NVML_ERROR_NO_PERMISSION:
-        return "this user may not open the NVIDIA devices; give it access to /dev/nvidia*"
-    return f"NVIDIA's driver library does not start: {error}"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

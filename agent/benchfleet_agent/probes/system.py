@@ -1,13 +1,11 @@
 """The operating system's own figures: the host's CPU and memory, and the processes of a case.
 
-The only module that imports psutil, and only when used. On Linux the readings that repeat come from
-``/proc`` files kept open (about 6 times cheaper, and an open file never speaks of another process that
-got the same id later); elsewhere from psutil.
+The only module that imports psutil, and only when used. How single processes are read is in
+`benchfleet_agent.probes.processes`.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import sys
@@ -16,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
 
 from benchfleet_agent.probes import DeviceInfo, Reading, Targets, Unavailable, Value
+from benchfleet_agent.probes.processes import LinuxProcess, Process, ProcessTree, PsutilProcess, pread_text
 
 METRICS = (
     "host_cpu_busy_ns",
@@ -34,27 +32,17 @@ METRICS = (
     "load_cpu_ns",
     "agent_rss_bytes",
     "agent_cpu_ns",
+    "runtime_major_faults",
+    "runtime_swap_bytes",
+    "runtime_rss_highest_bytes",
+    "runtime_uss_bytes",
 )
 
-_LIST_PERIOD_NS = 1_000_000_000
-_LIST_SHARE = 1_000
-"""Process trees are listed again after this many times the time the last listing took (0.1 % of one core)."""
-_PAGE_BYTES = mmap.PAGESIZE
+_UNIQUE_PERIOD_NS = 5_000_000_000
+_UNIQUE_LARGEST_RSS_BYTES = 8 * 2**30
+"""Counting unique memory holds the process's memory map for about 12 µs per MiB: at most 0.1 s."""
 _SWAP_PERIOD_NS = 1_000_000_000
 _NO_RUNTIME = "no process of the runtime runs on this host"
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessUsage:
-    """One process at one moment. None: this operating system does not say."""
-
-    rss_bytes: int
-    anon_bytes: int | None
-    """Linux: resident anonymous and shared memory; Windows: private bytes."""
-    file_bytes: int | None
-    """Linux: resident pages of mapped files."""
-    cpu_ns: int
-    """User and system time since the process began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +53,6 @@ class MachineFacts:
     logical_core_count: int | None
     memory_bytes: int
     on_battery: bool | None
-
-
-class Process(Protocol):
-    """One running process, fixed to its identity rather than its id."""
-
-    def usage(self) -> ProcessUsage | None:
-        """Read the process; None: it ended."""
-
-    def close(self) -> None:
-        """Give the process's files back."""
-
-
-def parse_process_status(text: str) -> tuple[int, int, int] | None:
-    """Return (resident, anonymous, file-backed) bytes from ``/proc/<pid>/status``; None for a zombie or kernel thread.
-
-    Shared memory (RssShmem) counts as anonymous: no file on disk can give it back.
-    """
-    sizes = {name: int(kib) * 1024 for name, kib in _STATUS_SIZE.findall(text)}
-    if "VmRSS" not in sizes:
-        return None
-    # Before Linux 4.5 there is only the total.
-    anon = sizes.get("RssAnon", sizes["VmRSS"]) + sizes.get("RssShmem", 0)
-    return sizes["VmRSS"], anon, sizes.get("RssFile", 0)
-
-
-_STATUS_SIZE = re.compile(r"^(VmRSS|RssAnon|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
 
 
 def parse_meminfo(text: str) -> tuple[int | None, int]:
@@ -114,153 +76,13 @@ def host_cpu_ns(times: Mapping[str, float]) -> tuple[int, int]:
     return round((total - idle) * 1e9), round(total * 1e9)
 
 
-class LinuxProcess:
-    """A process read through one kept-open file and its CPU clock.
-
-    With ``split`` the memory is told apart (``status``); without, only its sum is read (``statm``, far cheaper).
-    """
-
-    __slots__ = ("_clock_id", "_file", "_split")
-
-    def __init__(self, pid: int, *, split: bool = True) -> None:
-        self._split = split
-        self._file = os.open(f"/proc/{pid}/{'status' if split else 'statm'}", os.O_RDONLY)
-        # clock_getcpuclockid(3) without the library call: nanoseconds, where /proc/<pid>/stat has 10 ms ticks.
-        self._clock_id = (~pid << 3) | 2
-
-    def usage(self) -> ProcessUsage | None:
-        """Read memory and CPU time."""
-        try:
-            text = _pread(self._file)
-            cpu_ns = _clock_ns(self._clock_id)
-        except OSError:
-            return None
-        if self._split:
-            memory = parse_process_status(text)
-            return None if memory is None else ProcessUsage(*memory, cpu_ns)
-        resident = int(text.split(" ", 2)[1]) * _PAGE_BYTES
-        return ProcessUsage(resident, None, None, cpu_ns) if resident else None
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-
-class PsutilProcess:
-    """A process read through psutil, which knows it by id and start time."""
-
-    __slots__ = ("_error", "_process")
-
-    def __init__(self, psutil: ModuleType, pid: int) -> None:
-        self._error: type[Exception] = psutil.Error
-        self._process: Any = psutil.Process(pid)
-
-    def usage(self) -> ProcessUsage | None:
-        """Read memory and CPU time. Asks for no unique set size: that walks, and stalls, the process."""
-        try:
-            memory, cpu = self._process.memory_info(), self._process.cpu_times()
-        except (self._error, OSError):
-            return None
-        private = getattr(memory, "private", None)
-        return ProcessUsage(memory.rss, private, None, round((cpu.user + cpu.system) * 1e9))
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def _pread(descriptor: int) -> str:
-    if sys.platform == "win32":
-        raise OSError("there is no /proc")
-    return os.pread(descriptor, 16_384, 0).decode("utf-8", "replace")
-
-
-def _clock_ns(clock_id: int) -> int:
-    if sys.platform == "win32":
-        raise OSError("there are no process clocks")
-    return time.clock_gettime_ns(clock_id)
-
-
-class ProcessTree:
-    """The processes under some roots, their usage summed; CPU time of those that ended is kept."""
-
-    def __init__(
-        self,
-        descendants: Callable[[Iterable[int]], Sequence[int]],
-        open_process: Callable[[int], Process],
-        clock: Callable[[], int],
-    ) -> None:
-        self._descendants = descendants
-        self._open = open_process
-        self._clock = clock
-        self._roots: tuple[int, ...] = ()
-        self._members: dict[int, Process] = {}
-        self._cpu_ns: dict[int, int] = {}
-        self._ended_roots: set[int] = set()
-        self._ended_cpu_ns = 0
-        self._list_due_ns = 0
-
-    def read(self, roots: tuple[int, ...], *, relist: bool = False) -> tuple[Value, Value, Value, Value, Value]:
-        """Return (rss, anon, file, cpu, process count); None all, where no process is left or was given.
-
-        Resident pages that several processes map are counted once for each of them.
-        """
-        if roots != self._roots:
-            self.close()
-            self._roots = roots
-        if roots and (relist or self._clock() >= self._list_due_ns):
-            self._list()
-        rss = count = anon = file = 0
-        anon_known = file_known = True
-        for pid, process in list(self._members.items()):
-            usage = process.usage()
-            if usage is None:
-                self._forget(pid)
-                continue
-            count += 1
-            rss += usage.rss_bytes
-            anon += usage.anon_bytes or 0
-            file += usage.file_bytes or 0
-            anon_known &= usage.anon_bytes is not None
-            file_known &= usage.file_bytes is not None
-            self._cpu_ns[pid] = usage.cpu_ns
-        if not count:
-            return None, None, None, None, None
-        cpu_ns = self._ended_cpu_ns + sum(self._cpu_ns.values())
-        return rss, anon if anon_known else None, file if file_known else None, cpu_ns, count
-
-    def _list(self) -> None:
-        start = self._clock()
-        # A root that ended stays ended: its id may be another program's by now.
-        roots = [pid for pid in self._roots if pid not in self._ended_roots]
-        for pid in (*roots, *self._descendants(roots)):
-            if pid not in self._members:
-                try:
-                    self._members[pid] = self._open(pid)
-                except Exception:  # noqa: BLE001, S112 - it ended, or is not ours to see; the others still count
-                    continue
-        end = self._clock()
-        self._list_due_ns = end + max(_LIST_PERIOD_NS, _LIST_SHARE * (end - start))
-
-    def _forget(self, pid: int) -> None:
-        self._members.pop(pid).close()
-        self._ended_cpu_ns += self._cpu_ns.pop(pid, 0)
-        if pid in self._roots:
-            self._ended_roots.add(pid)
-
-    def close(self) -> None:
-        """Forget every process."""
-        for process in self._members.values():
-            process.close()
-        self._members, self._cpu_ns, self._ended_roots = {}, {}, set()
-        self._roots, self._ended_cpu_ns, self._list_due_ns = (), 0, 0
-
-
 class SystemProbe:
     """The host's CPU and memory, and the processes of runtime, load and agent."""
 
     probe_id = "system"
     period_ms = 100
     budget_us = 2_000
+    verification = "real hardware" if sys.platform == "linux" else "documentation"
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
@@ -269,6 +91,8 @@ class SystemProbe:
         self._meminfo: int | None = None
         self._swap_due_ns = 0
         self._had_runtime = False
+        self._unique_due_ns = 0
+        self._unique_gap: str | None = None
 
     def discover(self) -> None:
         """Load psutil and open what is read at every tick."""
@@ -295,37 +119,69 @@ class SystemProbe:
 
     def gaps(self) -> Mapping[str, str]:
         """What this operating system or this target does not offer."""
-        gaps = {}
-        if sys.platform != "linux":
-            gaps["runtime_file_bytes"] = "only Linux tells mapped files from other resident memory"
-        if sys.platform not in {"linux", "win32"}:
-            gaps["runtime_anon_bytes"] = "macOS tells it only by a call that can stall the process looked at"
+        gaps = dict(_gaps_of_platform(sys.platform))
+        if self._unique_gap:
+            gaps.setdefault("runtime_uss_bytes", self._unique_gap)
         if not self._had_runtime:
             gaps.update({name: _NO_RUNTIME for name in METRICS if name.startswith("runtime_")})
         return gaps
 
     def read(self, targets: Targets) -> Sequence[Reading]:
         """Read the host and the processes; trees are listed again at most once a second."""
-        return self._read(targets, relist=False)
+        return self._read(targets, at_edge=False)
 
     def read_at_edge(self, targets: Targets) -> Sequence[Reading]:
-        """Read with a fresh list of the processes."""
-        return self._read(targets, relist=True)
+        """Read with a fresh list of the processes and, at most every 5 s, the memory that would end with them."""
+        return self._read(targets, at_edge=True)
 
-    def _read(self, targets: Targets, *, relist: bool) -> Sequence[Reading]:
+    def _read(self, targets: Targets, *, at_edge: bool) -> Sequence[Reading]:
         if self._psutil is None or self._trees is None:
             raise Unavailable("the system probe was not discovered")
         runtime_tree, load_tree, agent_tree = self._trees
         cpu = host_cpu_ns(self._psutil.cpu_times()._asdict())
-        runtime = runtime_tree.read(targets.runtime_pids, relist=relist)
+        runtime = runtime_tree.read(targets.runtime_pids, relist=at_edge)
         load = load_tree.read(() if targets.load_pid is None else (targets.load_pid,))
         agent = agent_tree.read((os.getpid(),))
         self._had_runtime = bool(targets.runtime_pids)
-        return [Reading("", (*cpu, *self._memory(), *runtime, load[0], load[3], agent[0], time.process_time_ns()))]
+        return [
+            Reading(
+                "",
+                (
+                    *cpu,
+                    *self._memory(),
+                    runtime.rss_bytes,
+                    runtime.anon_bytes,
+                    runtime.file_bytes,
+                    runtime.cpu_ns,
+                    runtime.process_count,
+                    load.rss_bytes,
+                    load.cpu_ns,
+                    agent.rss_bytes,
+                    time.process_time_ns(),
+                    runtime.major_faults,
+                    runtime.swap_bytes,
+                    runtime.rss_highest_bytes,
+                    # Last: it takes longest, and the rest should be read close together.
+                    self._unique(runtime_tree, runtime.rss_bytes) if at_edge else None,
+                ),
+            )
+        ]
+
+    def _unique(self, tree: ProcessTree, rss_bytes: int | None) -> Value:
+        """Read the tree's unique memory if it is due; a probe cannot tell phases, so rounds may border on it."""
+        if rss_bytes is None or self._clock() < self._unique_due_ns:
+            return None
+        if rss_bytes > _UNIQUE_LARGEST_RSS_BYTES:
+            self._unique_gap = "counting it would stall a runtime of more than 8 GiB; runtime_anon_bytes comes close"
+            return None
+        value = tree.unique_bytes()
+        self._unique_gap = None if value is not None else "only told of processes of the agent's own user"
+        self._unique_due_ns = self._clock() + _UNIQUE_PERIOD_NS
+        return value
 
     def _memory(self) -> tuple[Value, Value]:
         if self._meminfo is not None:
-            return parse_meminfo(_pread(self._meminfo))
+            return parse_meminfo(pread_text(self._meminfo))
         assert self._psutil is not None
         available: int = self._psutil.virtual_memory().available
         swap: int | None = None
@@ -341,6 +197,22 @@ class SystemProbe:
         if self._meminfo is not None:
             os.close(self._meminfo)
         self._psutil = self._trees = self._meminfo = None
+
+
+def _gaps_of_platform(platform: str) -> Mapping[str, str]:
+    """Return metric → why an operating system (a `sys.platform`) does not offer it."""
+    if platform == "linux":
+        return {}
+    gaps = {"runtime_file_bytes": "only Linux tells mapped files from other resident memory"}
+    if platform == "win32":
+        gaps["runtime_major_faults"] = "Windows counts faults that read from disk together with those that do not"
+        gaps["runtime_swap_bytes"] = "Windows does not tell what part of a process lies in the page file"
+    else:
+        gaps["runtime_anon_bytes"] = "macOS tells it only by a call that can stall the process looked at"
+        gaps["runtime_swap_bytes"] = "macOS does not tell what part of a process was swapped out"
+        gaps["runtime_rss_highest_bytes"] = "psutil does not tell it on this operating system"
+        gaps["runtime_uss_bytes"] = "macOS tells it only by a call that can hang"
+    return gaps
 
 
 def descendants(roots: Iterable[int]) -> tuple[int, ...]:

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+PLUGIN_GROUP = "benchfleet.runtimes"
+"""The entry points by which other packages bring runtimes and adapters (docs/adapters.md)."""
+CAPABILITIES = frozenset({"list", "pull", "load", "unload", "remove", "serve", "direct", "timings"})
+"""Words of `RuntimeDescription.capabilities`: ``serve``: starts the server by itself; ``direct``: answers without HTTP
+too; ``timings``: reports its own durations."""
 
 Progress = Callable[[str, float | None], None]
 """Called with a message for people and the fraction done (0 to 1, None when unknown)."""
@@ -44,6 +50,12 @@ class RuntimeDescription:
     version: str | None = None
     components: dict[str, str] = field(default_factory=dict)
     """Versions of the parts, e.g. ``{"onnxruntime": "1.31.0"}``."""
+    capabilities: frozenset[str] = frozenset()
+    """What it can be asked to do, of `CAPABILITIES`."""
+    dialect: str = ""
+    """The protocol an endpoint speaks, e.g. ``ollama``; empty: no endpoint, or it did not answer."""
+    endpoint_url: str = ""
+    """Where it serves; empty: it serves only while a case runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +135,45 @@ class Runtime(Protocol):
 
     def open(self, model: Model, placement: Placement) -> Session:
         """A session for one case; starts no process before `Session.prepare`."""
+
+
+@runtime_checkable
+class PullingRuntime(Protocol):
+    """A runtime that can make models present on the host."""
+
+    def pull(self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float) -> Model:
+        """Download the model unless it is there; the model as it is now.
+
+        ``timeout_s`` bounds the silence between two signs of progress. Raises `WorkFailed`: ``unsupported`` (saying
+        who can), ``model_not_found``, ``download_failed``, ``disk_full``, ``cancelled``.
+        """
+
+
+@runtime_checkable
+class LibraryRuntime(Protocol):
+    """A pulling runtime that lists only what the host has: what it could pull, it knows by name only."""
+
+    def pullable(self, model: str, device: str | None) -> Model:
+        """What `PullingRuntime.pull` is asked for under a name: the listed model, else one of that name, unlisted.
+
+        Raises `WorkFailed`: ``unsupported`` (saying who can), ``runtime_unavailable``.
+        """
+
+
+@runtime_checkable
+class RemovingRuntime(Protocol):
+    """A runtime that can delete models from the host."""
+
+    def remove(self, model: Model) -> int | None:
+        """Delete the model's files; bytes freed, None when the runtime does not say.
+
+        Raises `WorkFailed`: ``unsupported`` (saying who can), ``model_not_found``, ``model_in_use``.
+        """
+
+
+@runtime_checkable
+class UnloadingRuntime(Protocol):
+    """A runtime that can take models out of memory outside a case."""
+
+    def unload(self, model: Model) -> None:
+        """Take the model out of memory. Raises `WorkFailed`: ``unsupported`` (saying who can), ``not_loaded``."""

@@ -1,32 +1,54 @@
-"""Any OpenAI-compatible server that already runs: found by its URL, never started, loaded or stopped here.
+"""A server that already runs, found by its URL: never started or stopped here, and used as politely as it allows.
 
-Plain on purpose: ``GET /v1/models`` and nothing a particular server adds.
+What it can do beyond OpenAI's protocol is its dialect's matter (`benchfleet_agent.runtimes.dialects`). A model that a
+case put into memory is taken out after the case; one that was there stays.
 """
 
 from __future__ import annotations
 
-import difflib
-import http.client
-import ipaddress
-import json
+import contextlib
+import logging
 import os
-import re
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from benchfleet.failures import Reason, WorkFailed
-from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, RuntimeDescription
+from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, RuntimeDescription, port_owner
+from benchfleet_agent.runtimes.dialects import Client, Dialect, Ready, detect
+from benchfleet_agent.runtimes.dialects.client import (
+    API_KEY_VARIABLE,
+    NO_KEY,
+    Unanswered,
+    is_remote,
+    normalise_url,
+)
+from benchfleet_agent.runtimes.dialects.foundry_location import locate
+
+__all__ = [
+    "API_KEY_VARIABLE",
+    "NAME",
+    "URL_VARIABLE",
+    "EndpointRuntime",
+    "EndpointSettings",
+    "is_remote",
+    "normalise_url",
+]
 
 NAME = "endpoint"
-API_KEY_VARIABLE = "BENCHFLEET_ENDPOINT_API_KEY"
-"""The environment variable that holds the server's key; a key is never a setting, so no file or log shows it."""
+URL_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
+"""Where the server is when no setting says it."""
 TIMEOUT_S = 5.0
-_MAXIMUM_ANSWER_BYTES = 8 << 20
-_NO_KEY = "not-needed"
+DETECTED_S = 60.0
+"""How long a server is taken for what it was."""
+OWNER_S = 5.0
+UNLOAD_S = 60.0
+LINGER_S = 600.0
+"""How much longer than its deadline a load is listened for: the server cannot be told to stop."""
+CLOSE_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,228 +57,259 @@ class EndpointSettings:
 
     url: str
     """``http://HOST:PORT``, with or without ``/v1``."""
-    api_key: str = field(default=_NO_KEY, repr=False)
+    api_key: str = field(default=NO_KEY, repr=False)
     timeout_s: float = TIMEOUT_S
     """For questions to the server; benchmark requests have their own limits."""
 
     @classmethod
     def from_environment(cls, url: str, environment: Mapping[str, str] = os.environ) -> EndpointSettings:
         """Settings for a URL, with the key the environment holds."""
-        return cls(url, environment.get(API_KEY_VARIABLE, "").strip() or _NO_KEY)
-
-
-def normalise_url(url: str) -> str:
-    """The API's base URL: ``/v1`` appended when missing, no trailing slash, a bare ``host:port`` means http.
-
-    Raises `WorkFailed` ``invalid_spec`` when it is no http(s) URL or carries credentials.
-    """
-    text = url.strip()
-    if "://" not in text:
-        text = f"http://{text}"
-    try:
-        parts = urllib.parse.urlsplit(text)
-        _ = parts.port  # raises for a port that is none
-    except ValueError as error:
-        raise WorkFailed(
-            Reason.INVALID_SPEC, f"the endpoint's URL is malformed ({error}); write http://HOST:PORT"
-        ) from None
-    if parts.username is not None or parts.password is not None:
-        # Not repeated in the message: it would end in a log.
-        message = f"the endpoint's URL contains credentials; put the key in {API_KEY_VARIABLE} instead"
-        raise WorkFailed(Reason.INVALID_SPEC, message)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise WorkFailed(Reason.INVALID_SPEC, f"{url!r} is no http or https URL; write http://HOST:PORT")
-    if parts.query or parts.fragment:
-        raise WorkFailed(Reason.INVALID_SPEC, "the endpoint's URL has a query or a fragment; leave it out")
-    path = parts.path.rstrip("/")
-    # A versioned path (/v1, /api/v0, /openai/v1) is the server's own choice and stays.
-    if not re.search(r"/v\d+$", path):
-        path += "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def is_remote(base_url: str) -> bool:
-    """Whether the host is not this one by its name: anything but ``localhost`` and loopback addresses."""
-    host = (urllib.parse.urlsplit(base_url).hostname or "").rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
+        return cls(url, environment.get(API_KEY_VARIABLE, "").strip() or NO_KEY)
 
 
 class EndpointRuntime:
-    """An OpenAI-compatible server at a URL."""
+    """The server at a URL. Methods may be called by several threads."""
 
     name = NAME
 
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        find_service: Callable[[], str | None] = locate,
+        find_owner: Callable[[int], port_owner.PortOwner] = port_owner.find,
+    ) -> None:
         self._settings = settings
-        if not re.fullmatch(r"[\x21-\x7e]+", settings.api_key):
-            # http.client's own error for such a header would show the key.
-            message = f"the key in {API_KEY_VARIABLE} has blanks or characters beyond ASCII; correct it"
-            raise WorkFailed(Reason.INVALID_SPEC, message)
-        self._base_url = normalise_url(settings.url)
-        self._remote = is_remote(self._base_url)
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if not self._remote:
-            handlers.append(urllib.request.ProxyHandler({}))  # a proxy cannot reach this host's loopback
-        self._opener = urllib.request.build_opener(*handlers)
+        self._clock = clock
+        self._find_service = find_service
+        self._find_owner = find_owner
+        self._client = Client(normalise_url(settings.url), settings.api_key, settings.timeout_s)
+        self._lock = threading.Lock()
+        self._dialect: Dialect | None = None
+        self._detected = 0.0
 
     def describe(self) -> RuntimeDescription:
-        """Say whether the server answers (one short request)."""
+        """Say what answers: a few short requests."""
         try:
-            self._list()
+            dialect = self.dialect()
+            dialect.health()
         except WorkFailed as error:
-            return RuntimeDescription(NAME, False, error.failure.message)
-        return RuntimeDescription(NAME, True)
+            self._forget()
+            return RuntimeDescription(NAME, False, error.failure.message, endpoint_url=self._client.base_url)
+        return RuntimeDescription(
+            NAME,
+            True,
+            version=dialect.version,
+            components={dialect.name: dialect.version, **dialect.components} if dialect.version else dialect.components,
+            capabilities=dialect.capabilities,
+            dialect=dialect.name,
+            endpoint_url=self._client.base_url,
+        )
+
+    def dialect(self) -> Dialect:
+        """What the server speaks, asked anew after a minute; Foundry Local's service is looked for where it is now.
+
+        Raises `WorkFailed` ``runtime_unavailable``.
+        """
+        with self._lock:
+            if self._dialect is None or self._clock() - self._detected > DETECTED_S:
+                self._dialect = self._detect()
+                self._detected = self._clock()
+            return self._dialect
 
     def models(self) -> list[Model]:
-        """What ``GET /v1/models`` lists.
+        """All models of the server.
 
         Raises `WorkFailed`: ``runtime_unavailable`` when nothing answers, ``http_error``, ``bad_response``.
         """
-        return [
-            Model(alias=_alias(entry["id"]), variant=entry["id"], context_length=_context_length(entry))
-            for entry in self._list()
-        ]
+        return self.dialect().models()
 
     def resolve(self, model: str, device: str | None) -> Model:
         """Pin a name to one listed id: the exact id, or the only id that an alias begins.
 
-        Raises `WorkFailed`: ``model_not_found`` (with near names), ``unsupported`` for a device (a server does
-        not say what it computes on), and what `models` raises.
+        Raises `WorkFailed`: ``model_not_found`` (with near names), ``unsupported`` for a device where the server does
+        not say what it computes on, and what `models` raises.
         """
-        if device is not None:
-            message = f"an endpoint does not say which device it uses, so {device} cannot be asked for; leave it out"
-            raise WorkFailed(Reason.UNSUPPORTED, message)
-        listed = self.models()
-        for candidate in listed:
-            if candidate.variant == model:
-                return candidate
-        begun = [candidate for candidate in listed if _begins(candidate.variant, model)]
-        if len(begun) == 1:
-            return begun[0]
-        if begun:
-            choices = ", ".join(candidate.variant for candidate in begun[:8])
-            raise WorkFailed(Reason.MODEL_NOT_FOUND, f"{model!r} fits {len(begun)} models; name one: {choices}")
-        names = [name for candidate in listed for name in {candidate.variant, candidate.alias}]
-        near = difflib.get_close_matches(model, names, n=3, cutoff=0.4) or sorted(c.variant for c in listed)[:3]
-        advice = f"it has {' and '.join(near)}" if near else "it lists no model at all; load one there first"
-        raise WorkFailed(Reason.MODEL_NOT_FOUND, f"{self._base_url} has no model {model!r}; {advice}")
+        return self.dialect().resolve(model, device)
 
     def open(self, model: Model, placement: Placement) -> EndpointSession:
         """A session for one case. Raises `WorkFailed` ``unsupported`` when processors are named."""
         if placement.cpus:
             message = "a server that benchfleet did not start cannot be pinned to processors; leave out `cpus`"
             raise WorkFailed(Reason.UNSUPPORTED, message)
-        return EndpointSession(self, Endpoint(self._base_url, model.variant, self._settings.api_key, self._remote))
+        return EndpointSession(self, model)
 
-    def _list(self) -> list[dict[str, Any]]:
-        url = f"{self._base_url}/models"
-        headers = {"Accept": "application/json"}
-        if self._settings.api_key != _NO_KEY:
-            headers["Authorization"] = f"Bearer {self._settings.api_key}"
-        request = urllib.request.Request(url, headers=headers)  # noqa: S310 (http and https only, see normalise_url)
+    def pull(self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float) -> Model:
+        """Have the server download a model."""
+        return self.dialect().pull(model, progress, cancelled, timeout_s)
+
+    def pullable(self, model: str, device: str | None) -> Model:
+        """The model of that name; one that the server does not list yet goes by its name."""
+        dialect = self.dialect()
+        if "pull" not in dialect.capabilities:
+            raise dialect.cannot("download a model")
         try:
-            with self._opener.open(request, timeout=self._settings.timeout_s) as answer:
-                body = answer.read(_MAXIMUM_ANSWER_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise WorkFailed(Reason.HTTP_ERROR, _explain_status(url, error.code)) from None
-        except (OSError, http.client.HTTPException) as error:
-            cause = getattr(error, "reason", None) or error
-            message = f"nothing usable answers at {url} ({cause}); start the server or correct the URL"
-            raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, message) from None
-        return _read_models(url, body)
+            return dialect.resolve(model, device)
+        except WorkFailed as error:
+            if error.failure.reason is not Reason.MODEL_NOT_FOUND or dialect.variants_by_device:
+                raise
+        return Model(alias=model, variant=model, device=device, cached=False, loaded=False)
+
+    def remove(self, model: Model) -> int | None:
+        """Have the server delete a model."""
+        return self.dialect().remove(model)
+
+    def unload(self, model: Model) -> None:
+        """Have the server take a model out of memory."""
+        self.dialect().unload(model, UNLOAD_S)
+
+    def endpoint(self, ready: Ready, *, remote: bool) -> Endpoint:
+        """Where the load process sends requests for a model that is ready."""
+        return Endpoint(ready.base_url, ready.name, self._settings.api_key, self._client.remote or remote)
+
+    def owner(self, dialect: Dialect) -> port_owner.PortOwner:
+        """The server's processes on this host."""
+        if dialect.client.remote:
+            return port_owner.PortOwner(reason="the server is on another machine; run an agent there")
+        if pids := dialect.process_ids():
+            return port_owner.PortOwner(pids)
+        return self._find_owner(dialect.client.port)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._dialect = None
+
+    def _detect(self) -> Dialect:
+        try:
+            return detect(self._client)
+        except Unanswered as error:
+            moved = None if self._client.remote or error.timed_out else self._find_service()
+            if moved is None or normalise_url(moved) == self._client.base_url:
+                raise
+            _log.warning("nothing listens at %s any more; Foundry Local's service is at %s", self._client.root, moved)
+            found = detect(Client(normalise_url(moved), self._settings.api_key, self._settings.timeout_s))
+            self._client = found.client
+            return found
 
 
 class EndpointSession:
-    """One model of the server, for one case; there is nothing to start and nothing to end."""
+    """One model of the server, for one case."""
 
-    def __init__(self, runtime: EndpointRuntime, endpoint: Endpoint) -> None:
+    def __init__(self, runtime: EndpointRuntime, model: Model) -> None:
         self._runtime = runtime
-        self._endpoint = endpoint
+        self._model = model
+        self._dialect: Dialect | None = None
+        self._owner = port_owner.PortOwner()
+        self._owner_asked: float | None = None
+        self._killed = threading.Event()
+        self._to_unload = False
 
     def prepare(self, progress: Progress) -> None:
-        """Nothing to do: the server has its models."""
+        """See that the server is there, and whose process it is; its models are its own matter."""
+        self._dialect = self._runtime.dialect()
+        self._owner = self._runtime.owner(self._dialect)
+        self._owner_asked = time.monotonic()
+        if self._owner.reason:
+            progress(f"the runtime's memory is not measured: {self._owner.reason}", None)
 
     def load(self, timeout_s: float) -> Loaded:
-        """Ask whether the server still lists the model; it loads when the first request comes.
+        """Have the model loaded where the server can be asked for it; else the first request loads it.
 
-        Raises `WorkFailed` as `EndpointRuntime.resolve`.
+        Raises `WorkFailed`: ``load_timeout`` and ``cancelled`` (the server cannot be stopped from loading: what it then
+        has loaded is unloaded when it is done), ``load_failed``, ``model_not_found``, ``ep_mismatch``, ….
         """
-        self._runtime.resolve(self._endpoint.model, None)
-        return Loaded(load_ns=None, execution_provider=None, endpoint=self._endpoint)
+        dialect = self._dialect or self._runtime.dialect()
+        self._dialect = dialect
+        task = _Load(dialect, self._model, timeout_s)
+        ready = task.wait(self._killed)
+        self._to_unload = ready.loaded_here
+        endpoint = self._runtime.endpoint(ready, remote=bool(self._owner.forwarder))
+        return Loaded(ready.load_ns, ready.execution_provider, endpoint)
 
-    def directory(self) -> None:
+    def directory(self) -> Path | None:
         """Unknown: the server has its files."""
+        return None
 
     def process_ids(self) -> tuple[int, ...]:
-        """Unknown: benchfleet did not start the server."""
-        return ()
+        """The server's processes; empty when it is on another machine, in a container or another user's."""
+        now = time.monotonic()
+        if self._dialect is not None and (self._owner_asked is None or now - self._owner_asked > OWNER_S):
+            self._owner = self._runtime.owner(self._dialect)
+            self._owner_asked = now
+        return self._owner.pids
 
     def check(self) -> None:
-        """Raise `WorkFailed` ``runtime_crashed`` when the server does not answer any more."""
+        """Raise `WorkFailed` ``runtime_crashed`` when nobody listens any more; a busy server may take its time."""
         try:
-            self._runtime.models()
-        except WorkFailed as error:
-            if error.failure.reason is Reason.RUNTIME_UNAVAILABLE:
+            (self._dialect or self._runtime.dialect()).health()
+        except Unanswered as error:
+            if not error.timed_out:
                 raise WorkFailed(Reason.RUNTIME_CRASHED, error.failure.message) from None
-            raise
 
     def unload(self, timeout_s: float) -> int | None:
-        """None: an OpenAI-compatible server has no call for it."""
-        return None
+        """Unload what this case loaded; its duration in ns, None when the server cannot, or had it before the case."""
+        if not self._to_unload or self._dialect is None:
+            return None
+        self._to_unload = False
+        begin = time.perf_counter_ns()
+        self._dialect.unload(self._model, timeout_s)
+        return time.perf_counter_ns() - begin
 
     def close(self, timeout_s: float) -> None:
-        """Nothing to end."""
+        """Unload what this case loaded, if that has not happened."""
+        with contextlib.suppress(WorkFailed):
+            self.unload(min(timeout_s, CLOSE_S))
 
     def kill(self) -> None:
-        """Nothing to end."""
+        """Wait for no load any longer; the server itself is not ours to end."""
+        self._killed.set()
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect could carry the key to another host; it ends as an error instead."""
+class _Load(threading.Thread):
+    """A load that its caller can stop waiting for. It then unloads what nobody waits for any more."""
 
-    def redirect_request(self, *_arguments: Any, **_named: Any) -> None:
-        return None
+    def __init__(self, dialect: Dialect, model: Model, timeout_s: float) -> None:
+        super().__init__(name=f"load-{dialect.name}", daemon=True)
+        self._dialect = dialect
+        self._model = model
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._ready: Ready | None = None
+        self._error: Exception | None = None
 
+    def wait(self, killed: threading.Event) -> Ready:
+        """Load; raises what went wrong, ``load_timeout`` or ``cancelled``."""
+        self.start()
+        deadline = time.monotonic() + self._timeout_s
+        while self.is_alive() and not killed.is_set() and time.monotonic() < deadline:
+            self.join(0.05)
+        with self._lock:
+            if self._ready is not None:
+                return self._ready
+            self._abandoned = True
+        what = f"{self._model.variant} at {self._dialect.client.root}"
+        if killed.is_set():
+            raise WorkFailed(Reason.CANCELLED, f"the load of {what} was no longer waited for")
+        if self._error is None:
+            message = (
+                f"{what} was not loaded within {self._timeout_s:g} s; raise the load timeout or use a smaller model"
+            )
+            raise WorkFailed(Reason.LOAD_TIMEOUT, message)
+        raise self._error
 
-def _explain_status(url: str, status: int) -> str:
-    if status in (401, 403):
-        return f"{url} answered HTTP {status}: set the server's key in {API_KEY_VARIABLE} on the agent's host"
-    if 300 <= status < 400:
-        return f"{url} answered HTTP {status}, a redirect, which is not followed; give the server's final URL"
-    return f"{url} answered HTTP {status}; is it an OpenAI-compatible server?"
-
-
-def _read_models(url: str, body: bytes) -> list[dict[str, Any]]:
-    try:
-        if len(body) > _MAXIMUM_ANSWER_BYTES:
-            raise ValueError(f"more than {_MAXIMUM_ANSWER_BYTES} bytes")
-        entries = json.loads(body)["data"] or []  # Ollama answers null for an empty list
-        models = [entry for entry in entries if isinstance(entry["id"], str)]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        message = f"{url} does not answer as an OpenAI-compatible server does ({type(error).__name__}: {error})"
-        raise WorkFailed(Reason.BAD_RESPONSE, f"{message}; correct the URL") from None
-    return models
-
-
-def _begins(variant: str, alias: str) -> bool:
-    """Whether an alias begins an id at a boundary: ``qwen2.5`` begins ``qwen2.5:0.5b``, not ``qwen2.55``."""
-    return bool(alias) and variant.startswith(alias) and not variant[len(alias)].isalnum()
-
-
-def _alias(variant: str) -> str:
-    """The id without a tag or version (``name:tag``)."""
-    return variant.partition(":")[0] or variant
-
-
-def _context_length(entry: Mapping[str, Any]) -> int | None:
-    for key in ("context_length", "max_model_len", "max_context_length"):  # llama.cpp, vLLM, LM Studio name it so
-        value = entry.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
+    def run(self) -> None:
+        """Load on this thread."""
+        try:
+            # Longer than anybody waits for it, so that a load that comes late is seen, and undone.
+            ready = self._dialect.load(self._model, self._timeout_s + LINGER_S)
+        except Exception as error:  # noqa: BLE001 (handed to the caller)
+            self._error = error
+            return
+        with self._lock:
+            self._ready = ready
+            abandoned = self._abandoned
+        if abandoned and ready.loaded_here:
+            with contextlib.suppress(WorkFailed):
+                self._dialect.unload(self._model, UNLOAD_S)

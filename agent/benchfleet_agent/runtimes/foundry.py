@@ -1,4 +1,4 @@
-"""Foundry Local: the runtime (what can be served) and the session (one case's child process).
+"""Foundry Local: what it can serve here, and what it is asked outside a case (`foundry_session` is one case).
 
 The SDK runs models in its own process, does not give memory back after an unload and cannot cancel a load
 (https://github.com/microsoft/Foundry-Local/issues/1079), so every case gets its own child
@@ -14,29 +14,35 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
-from benchfleet_agent.child import ChildTimeout, Message
-from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, RuntimeDescription, foundry_child
+from benchfleet_agent.child import ChildTimeout
+from benchfleet_agent.runtimes import Model, Placement, Progress, RuntimeDescription, foundry_child
+from benchfleet_agent.runtimes.foundry_files import size_of
 from benchfleet_agent.runtimes.foundry_link import ChildLink, FoundrySettings
+from benchfleet_agent.runtimes.foundry_session import FoundrySession, Source
+from benchfleet_agent.runtimes.local_models import LocalModel, describe, scan
 
 NAME = "foundry"
 INSTALL = "pip install foundry-local-sdk==2.2.1"
-CLOSE_WATCHDOG_S = 25.0
-"""The native runtime drains sessions and unloads for up to 10 s each before it ends."""
 CATALOG_DEADLINE_S = 20.0
 CATALOG_FRESH_S, CATALOG_RETRY_S = 600.0, 60.0
 """How long an answer of the public catalog is used, and how soon one that did not come is asked for again."""
-STALL_S = 300.0
-"""A download or a build that reports nothing for so long is given up."""
+PROVIDERS_DEADLINE_S = 300.0
+"""For downloading and registering execution providers before the catalog is asked for what needs them."""
+REMOVE_S = 60.0
+CAPABILITIES = frozenset({"list", "pull", "load", "remove", "serve", "direct"})
+"""Not ``unload``: a model is in memory only while its case runs, in a child that ends with it."""
 
 _MINIMUM_SDK = (2, 2)
 _DEVICE_ORDER = ("npu", "gpu", "cpu")
@@ -54,6 +60,8 @@ class FoundryRuntime:
         self._versions_lock, self._catalog_lock = threading.Lock(), threading.Lock()
         self._versions: dict[str, str] | None = None
         self._catalog: tuple[float, list[Model], str | None] | None = None
+        self._providers_asked = False
+        self._by_path: dict[str, LocalModel] = {}
 
     def describe(self) -> RuntimeDescription:
         """Say which versions are installed. Imports and starts nothing of Foundry Local."""
@@ -68,42 +76,141 @@ class FoundryRuntime:
         if _numbers(sdk) < _MINIMUM_SDK:
             reason = f"foundry-local-sdk {sdk} of {where} is too old (2.2 or later is needed); {INSTALL} there"
             return RuntimeDescription(NAME, False, reason, sdk, versions)
-        return RuntimeDescription(NAME, True, None, sdk, versions)
+        return RuntimeDescription(NAME, True, None, sdk, versions, CAPABILITIES)
 
     def models(self) -> list[Model]:
-        """The reference models, then the public catalog's variants (asked in a short-lived child, kept for minutes).
+        """The reference models, the operator's own, then the public catalog's variants (kept for minutes).
 
         Without internet the first call takes about 5 s; an unreachable catalog is logged and adds nothing.
         """
         found, problem = self._public()
         if problem is not None:
             _log.warning("the public catalog is left out: %s", problem)
-        return self._reference() + found
+        return self._reference() + self._local() + found
 
     def resolve(self, model: str, device: str | None) -> Model:
-        """Pin a name to a variant; reference models resolve without touching the network.
+        """Pin a name, or the path of a model's directory, to a variant; what is here needs no network.
 
         An alias with several variants gives Foundry Local's own order (NPU, GPU, CPU; a vendor's before a
-        generic one), whatever is cached, so that hosts choose alike. Raises `WorkFailed` ``model_not_found``.
+        generic one), whatever is cached, so that hosts choose alike. Raises `WorkFailed`: ``model_not_found``,
+        ``path_not_allowed``, ``corrupt_model``.
         """
-        reference = self._reference()
-        if matches := _matching(model, reference):
+        if "/" in model or "\\" in model:
+            local = describe(self._allowed(model))
+            self._by_path[local.model.variant] = local
+            return _choose(model, device, [local.model])
+        here = self._reference() + self._local()
+        if matches := _matching(model, here):
             return _choose(model, device, matches)
         public, problem = self._public()
-        if matches := _matching(model, public):
+        matches = _matching(model, public)
+        if device in ("gpu", "npu") and not any(one.device == device for one in matches) and not problem:
+            # The catalog offers what the registered providers can run; others are registered when asked for.
+            public, problem = self._public(with_providers=True)
+            matches = _matching(model, public)
+        if matches:
             return _choose(model, device, matches)
-        names = sorted({name for known in reference + public for name in (known.alias, known.variant)})
+        known = here + public
+        if versions := sorted(one.variant for one in known if one.variant.rpartition(":")[0] == model):
+            message = f"{model!r} lacks its version; write {' or '.join(versions)}, or an alias"
+            raise WorkFailed(Reason.MODEL_NOT_FOUND, message)
+        names = sorted({name for one in known for name in (one.alias, one.variant)})
         near = difflib.get_close_matches(model, names, n=3, cutoff=0.4)
         advice = f"did you mean {' or '.join(near)}?" if near else "`benchfleet models HOST` lists what there is"
         note = f" (the public catalog could not be asked: {problem})" if problem else ""
         raise WorkFailed(Reason.MODEL_NOT_FOUND, f"Foundry Local has no model {model!r}{note}; {advice}")
+
+    def pull(self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float) -> Model:
+        """Build or download the model unless it is there and whole; ``timeout_s`` bounds the silence.
+
+        Raises `WorkFailed` as `FoundrySession.prepare`.
+        """
+        session = self.open(model, Placement())
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.2):
+                if cancelled():
+                    session.kill()
+                    return
+
+        watcher = threading.Thread(target=watch, name="pull-watch", daemon=True)
+        watcher.start()
+        try:
+            session.fetch(progress, timeout_s)
+        finally:
+            done.set()
+            watcher.join()
+            session.close(5.0)
+            self._forget_catalog()
+        directory = session.directory()
+        return replace(model, cached=True, size_bytes=size_of(directory) if directory else model.size_bytes)
+
+    def remove(self, model: Model) -> int | None:
+        """Delete a built or downloaded model; bytes freed. Raises `WorkFailed`: ``unsupported``, ``not_cached``."""
+        source = self._source(model)
+        if source.local is not None:
+            message = f"{source.local.path} is the operator's own directory; delete it there"
+            raise WorkFailed(Reason.UNSUPPORTED, message)
+        if source.reference is None:
+            return self._remove_cached(model)
+        directory = reference_model.directory(self._settings.reference_cache_dir, model.variant)
+        if not directory.is_dir():
+            raise WorkFailed(Reason.NOT_CACHED, f"{model.variant} is not on this host")
+        freed = size_of(directory)
+        shutil.rmtree(directory)
+        return freed
+
+    def _remove_cached(self, model: Model) -> int:
+        link = ChildLink(self._settings, f"foundry removal child ({model.variant})")
+        try:
+            link.start((), local=False, timeout_s=REMOVE_S)
+            path = Path(link.ask({"do": "locate", "variant": model.variant}, "located", REMOVE_S)["path"])
+            freed = size_of(path)
+            link.ask({"do": "remove", "variant": model.variant}, "removed", REMOVE_S)
+        except ChildTimeout:
+            message = f"removing {model.variant} took more than {REMOVE_S:g} s and was given up; try again"
+            raise WorkFailed(Reason.MODEL_IN_USE, message) from None
+        finally:
+            link.kill()
+            self._forget_catalog()
+        return freed
 
     def open(self, model: Model, placement: Placement) -> FoundrySession:
         """A session for one case. Raises `WorkFailed` ``runtime_unavailable`` when the SDK is missing."""
         description = self.describe()
         if not description.available:
             raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, description.reason or "Foundry Local is not available")
-        return FoundrySession(self._settings, model, placement)
+        return FoundrySession(self._settings, self._source(model), placement)
+
+    def _source(self, model: Model) -> Source:
+        for entry in reference_model.MODELS.values():
+            if entry.variant == model.variant:
+                return Source(model, reference=entry)
+        local = self._by_path.get(model.variant)
+        if local is None or not local.path.is_dir():
+            local = next((one for one in self._scan() if one.model.variant == model.variant), None)
+        return Source(model, local=local)
+
+    def _scan(self) -> list[LocalModel]:
+        return scan(self._settings.model_roots)
+
+    def _local(self) -> list[Model]:
+        taken = {entry.variant for entry in reference_model.MODELS.values()}
+        return [one.model for one in self._scan() if one.model.variant not in taken]
+
+    def _allowed(self, path: str) -> Path:
+        """The directory, when it lies under a root that agent.toml names; links do not lead out of it."""
+        given = Path(path).expanduser()
+        for root in self._settings.model_roots:
+            whole = (root / given).resolve()
+            if whole.is_relative_to(root.resolve()) and whole.is_dir():
+                return whole
+        roots = ", ".join(str(root) for root in self._settings.model_roots) or "none"
+        message = (
+            f"{path} is no directory under the agent's model_roots ({roots}); agent.toml says where models may lie"
+        )
+        raise WorkFailed(Reason.PATH_NOT_ALLOWED, message)
 
     def _installed(self) -> dict[str, str]:
         if self._settings.python is None:
@@ -122,27 +229,38 @@ class FoundryRuntime:
         cache_dir = self._settings.reference_cache_dir
         return [_reference_model(entry, cache_dir) for entry in reference_model.MODELS.values()]
 
-    def _public(self) -> tuple[list[Model], str | None]:
+    def _public(self, *, with_providers: bool = False) -> tuple[list[Model], str | None]:
         if self._settings.offline:
             return [], "the agent is set offline"
         with self._catalog_lock:
+            # Each child registers them anew, which is quick once they are downloaded.
+            with_providers = with_providers or self._providers_asked or self._settings.has_providers()
             if self._catalog is not None:
                 asked, found, problem = self._catalog
-                if self._clock() - asked < (CATALOG_FRESH_S if problem is None else CATALOG_RETRY_S):
+                fresh = self._clock() - asked < (CATALOG_FRESH_S if problem is None else CATALOG_RETRY_S)
+                if fresh and (self._providers_asked or not with_providers):
                     return found, problem
-            found, problem = self._ask_public()
+            found, problem = self._ask_public(with_providers=with_providers)
             self._catalog = (self._clock(), found, problem)
+            self._providers_asked = self._providers_asked or with_providers
             return found, problem
 
-    def _ask_public(self) -> tuple[list[Model], str | None]:
+    def _forget_catalog(self) -> None:
+        """What is cached has changed; the next question is a new one."""
+        with self._catalog_lock:
+            self._catalog = None
+
+    def _ask_public(self, *, with_providers: bool) -> tuple[list[Model], str | None]:
         link = ChildLink(self._settings, "foundry catalog child")
         try:
             link.start((), local=False, timeout_s=CATALOG_DEADLINE_S)
+            if with_providers:
+                link.ask({"do": "register_eps", "names": None}, "eps_registered", PROVIDERS_DEADLINE_S, _unheard)
             answer = link.ask({"do": "models", "catalog": "public"}, "models", CATALOG_DEADLINE_S)
         except WorkFailed as error:
             return [], error.failure.message
         except ChildTimeout:
-            return [], f"it did not answer within {CATALOG_DEADLINE_S:g} s"
+            return [], "it did not answer in time"
         finally:
             link.kill()
         found = [_catalog_model(entry) for entry in answer["models"]]
@@ -150,144 +268,8 @@ class FoundryRuntime:
         return found, None if found else "it is empty or out of reach; is this host online?"
 
 
-class FoundrySession:
-    """One model in one case: prepares it, holds it in a child process, gives its address."""
-
-    def __init__(self, settings: FoundrySettings, model: Model, placement: Placement) -> None:
-        self._settings = settings
-        self._model = model
-        self._placement = placement
-        self._reference = next((e for e in reference_model.MODELS.values() if e.variant == model.variant), None)
-        self._link = ChildLink(settings, f"foundry child ({model.variant})")
-        self._directory: Path | None = None
-
-    def prepare(self, progress: Progress) -> None:
-        """Build the reference model, or download the catalog's, unless it is there; report progress.
-
-        Raises `WorkFailed`: ``download_failed``, ``build_failed``, ``disk_full``, ``ep_missing``, ``cancelled``.
-        """
-        if self._reference is None:
-            self._download(progress)
-            return
-        self._directory = reference_model.directory(self._settings.reference_cache_dir, self._model.variant)
-        if reference_model.is_built(self._settings.reference_cache_dir, self._model.variant):
-            progress(f"{self._model.variant} is already built", 1.0)
-        else:
-            self._build(progress)
-
-    def load(self, timeout_s: float) -> Loaded:
-        """Start the child, load and serve the model, all before the deadline (seconds).
-
-        Raises `WorkFailed`: ``load_timeout`` (the child is killed), ``not_cached``, ``corrupt_model``,
-        ``load_failed``, ``ep_missing``, ``out_of_memory``, ``runtime_crashed``, ``unsupported``, ``cancelled``.
-        """
-        link, model, deadline = self._link, self._model, time.monotonic() + timeout_s
-        stage = "starting"
-
-        def left() -> float:
-            return deadline - time.monotonic()
-
-        try:
-            link.start(self._placement.cpus, local=self._reference is not None, timeout_s=left())
-            if self._reference is not None:
-                stage = "registering the model"
-                link.ask(self._registration(), "registered", left())
-            elif names := _extra_providers(model):
-                stage = f"registering {names[0]}"
-                link.ask({"do": "register_eps", "names": names}, "eps_registered", left())
-            stage = "loading the model"
-            catalog = "public" if self._reference is None else "local"
-            loaded = link.ask({"do": "load", "catalog": catalog, "variant": model.variant}, "loaded", left())
-            stage = "opening its web service"
-            url = str(link.ask({"do": "serve"}, "serving", left())["url"])
-        except ChildTimeout:
-            link.kill()
-            raise WorkFailed(
-                Reason.LOAD_TIMEOUT,
-                f"{model.variant}: still {stage} after {timeout_s:g} s, so the runtime was killed; "
-                "raise the plan's load timeout or choose a smaller model",
-            ) from None
-        except BaseException:
-            link.kill()
-            raise
-        base_url = f"{url}/v1" if self._reference is None else f"{url}/catalogs/local/v1"
-        return Loaded(loaded["load_ns"], loaded["execution_provider"], Endpoint(base_url, model.variant))
-
-    def directory(self) -> Path | None:
-        """The model's directory, once prepared."""
-        return self._directory
-
-    def process_ids(self) -> tuple[int, ...]:
-        """The child's id while it runs."""
-        return self._link.process_ids()
-
-    def check(self) -> None:
-        """Raise `WorkFailed`: ``runtime_crashed`` when the child ended, ``not_loaded`` before `load`."""
-        self._link.check()
-
-    def unload(self, timeout_s: float) -> int | None:
-        """Unload the model; ns. The child keeps most of the memory until `close`.
-
-        Raises `WorkFailed` ``runtime_crashed`` when the child is gone or does not answer in time (it is killed).
-        """
-        try:
-            return int(self._link.ask({"do": "unload"}, "unloaded", timeout_s)["duration_ns"])
-        except ChildTimeout:
-            self._link.kill()
-            message = f"{self._model.variant} was not unloaded within {timeout_s:g} s, so the runtime was killed"
-            raise WorkFailed(Reason.RUNTIME_CRASHED, message) from None
-
-    def close(self, timeout_s: float) -> None:
-        """Let the child end by itself (it takes 1 to 2 s), kill it past the deadline or after 25 s."""
-        self._link.stop(min(timeout_s, CLOSE_WATCHDOG_S))
-
-    def kill(self) -> None:
-        """End the child now; a waiting `prepare` or `load` raises ``cancelled``."""
-        self._link.cancel()
-
-    def _registration(self) -> Message:
-        entry = self._reference
-        assert entry is not None
-        path = reference_model.directory(self._settings.reference_cache_dir, entry.variant)
-        return {
-            "do": "register",
-            "path": str(path),
-            "variant": entry.variant,
-            "alias": entry.alias,
-            "task": entry.task,
-            "display_name": entry.display_name,
-            "license": entry.license,
-        }
-
-    def _build(self, progress: Progress) -> None:
-        cache_dir = str(self._settings.reference_cache_dir)
-        command = [sys.executable, "-m", "benchfleet_agent.reference_model", "build", "--cache-dir", cache_dir]
-        command += ["--variant", self._model.variant, "--progress", "json"]
-        try:
-            self._link.spawn(command)
-            self._link.wait("built", STALL_S, progress, gone=Reason.BUILD_FAILED)
-        except ChildTimeout:
-            message = f"building {self._model.variant} reported nothing for {STALL_S:g} s; see the log and try again"
-            raise WorkFailed(Reason.BUILD_FAILED, message) from None
-        finally:
-            self._link.stop(5.0)
-
-    def _download(self, progress: Progress) -> None:
-        variant = self._model.variant
-        try:
-            self._link.start((), local=False, timeout_s=STALL_S)
-            if names := _extra_providers(self._model):
-                self._link.ask({"do": "register_eps", "names": names}, "eps_registered", STALL_S, progress)
-            command = {"do": "download", "variant": variant}
-            answer = self._link.ask(command, "downloaded", STALL_S, progress, gone=Reason.DOWNLOAD_FAILED)
-            self._directory = Path(answer["path"]) if answer.get("path") else None
-        except ChildTimeout:
-            message = (
-                f"downloading {variant} stood still for {STALL_S:g} s; check the network and run again (it resumes)"
-            )
-            raise WorkFailed(Reason.DOWNLOAD_FAILED, message) from None
-        finally:
-            self._link.stop(5.0)
+def _unheard(message: str, fraction: float | None) -> None:
+    """Progress nobody asked for."""
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -315,11 +297,6 @@ def _reference_model(entry: reference_model.ReferenceModel, cache_dir: Path) -> 
 
 def _catalog_model(entry: Mapping[str, Any]) -> Model:
     return Model(**{**entry, "capabilities": tuple(entry["capabilities"])})
-
-
-def _extra_providers(model: Model) -> list[str]:
-    provider = model.execution_provider
-    return [] if provider is None or provider == foundry_child.CPU_PROVIDER else [provider]
 
 
 def _matching(name: str, models: Iterable[Model]) -> list[Model]:

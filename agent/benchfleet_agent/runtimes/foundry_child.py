@@ -14,11 +14,16 @@ start          app_name, data_dir, model_cache_dir, logs_dir, catalog_urls,    s
                cpus
 describe                                                                       description{versions, eps}
 models         catalog (``local`` or ``public``)                               models{models}
-register       path, variant, alias, task, display_name, license               registered{variant, replaced}
-download       variant (public catalog)                                        progress{fraction}…, downloaded{already}
-register_eps   names                                                           progress{…}…, eps_registered{names}
+register       path, variant, alias, task, display_name, license, reasoning    registered{variant, replaced}
+               [begin, end]
+download       variant (public catalog)                                        progress{fraction}…, downloaded{already,
+                                                                               path}
+locate         variant (public catalog)                                        located{path}
+remove         variant (public catalog)                                        removed{variant}
+register_eps   names (null: all that the host could use)                       progress{…}…, eps_registered{names}
 load           catalog, variant                                                loaded{load_ns, device,
-                                                                               execution_provider}
+                                                                               execution_provider, fell_back}
+chat           see `foundry_direct`; several may be under way at once          chatted{request_id, …} for each
 serve                                                                          serving{url}
 unload                                                                         unloaded{duration_ns}
 stop                                                                           stopped{duration_ns}, then it ends
@@ -40,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from benchfleet_agent.child import Message, Protocol, die_with_parent, take_protocol
+from benchfleet_agent.runtimes.foundry_direct import start_chat
 from benchfleet_agent.runtimes.foundry_errors import CommandFailed, explain
 from benchfleet_agent.runtimes.foundry_pinning import pin, with_threads
 
@@ -49,6 +55,15 @@ DISTRIBUTIONS = {
     "onnxruntime": "onnxruntime",
     "onnxruntime_genai": "onnxruntime-genai-core",
 }
+PROVIDER_LIBRARIES = {
+    "CUDAExecutionProvider": ("libcuda", "cuda-ep", "providers_cuda"),
+    "cuda": ("libcuda", "cuda-ep", "providers_cuda"),
+    "WebGpuExecutionProvider": ("webgpu", "vulkan"),
+    "OpenVINOExecutionProvider": ("openvino",),
+    "QNNExecutionProvider": ("qnn",),
+    "NvTensorRTRTXExecutionProvider": ("tensorrt", "nvinfer"),
+}
+"""By provider: words of which one is in the path of some library that the process must hold to use it."""
 PROGRESS_INTERVAL_S = 0.25
 DRAIN_S = 10.0
 """How long ``unload`` waits for requests to end; the time waited is not part of its duration."""
@@ -88,9 +103,12 @@ class Service:
             "models": self._models,
             "register": self._register,
             "download": self._download,
+            "locate": self._locate,
+            "remove": self._remove,
             "register_eps": self._register_eps,
             "load": self._load,
             "serve": self._serve,
+            "chat": self._chat,
             "unload": self._unload,
             "stop": self._stop,
         }
@@ -160,7 +178,7 @@ class Service:
 
     def _register(self, command: Message) -> None:
         catalog = self._manager.get_catalog(self._local)
-        path, variant = Path(command["path"]), command["variant"]
+        path, variant, reasons = Path(command["path"]), command["variant"], bool(command.get("reasoning"))
         if not path.is_dir():
             raise CommandFailed("not_cached", f"{path} is no directory; prepare the model first")
         if self._cpus:
@@ -174,6 +192,7 @@ class Service:
             with self._sdk.ModelInfoBuilder() as metadata:
                 for key, value in _properties(command).items():
                     metadata.set_string_property(key, value)
+                metadata.set_int_property("supports_reasoning", int(reasons))
                 catalog.register_model(str(path), variant, metadata)
         self._registered = path
         self._protocol.send("registered", variant=variant, replaced=replaced)
@@ -185,9 +204,20 @@ class Service:
             model.download(self._progress(command["variant"]))
         self._protocol.send("downloaded", already=already, path=str(model.get_path()))
 
+    def _locate(self, command: Message) -> None:
+        model = self._find({**command, "catalog": "public"})
+        if not model.is_cached:
+            raise CommandFailed("not_cached", f"{command['variant']} is not on this host")
+        self._protocol.send("located", path=str(model.get_path()))
+
+    def _remove(self, command: Message) -> None:
+        model = self._find({**command, "catalog": "public"})
+        model.remove_from_cache()
+        self._protocol.send("removed", variant=command["variant"])
+
     def _register_eps(self, command: Message) -> None:
-        wanted = list(command["names"])
         offered = {ep.name: ep.is_registered for ep in self._manager.discover_eps()}
+        wanted = list(offered if command["names"] is None else command["names"])
         unknown = [name for name in wanted if name not in offered]
         if unknown:
             message = f"Foundry Local offers no {_words(unknown)} on this host, only {_words(offered) or 'the CPU'}"
@@ -198,7 +228,7 @@ class Service:
             result = self._manager.download_and_register_eps(
                 needed, lambda name, percent: reports.get(name, reports[needed[0]])(percent)
             )
-            if result.failed_eps:
+            if result.failed_eps and command["names"] is not None:
                 message = f"{_words(result.failed_eps)} could not be downloaded and registered; check the network"
                 raise CommandFailed("ep_missing", message)
         self._protocol.send("eps_registered", names=wanted)
@@ -218,7 +248,15 @@ class Service:
         runtime = model.info.runtime
         provider = (runtime.execution_provider if runtime else None) or _configured_provider(Path(model.get_path()))
         device = str(runtime.device_type.value).lower() if runtime and runtime.device_type else None
-        self._protocol.send("loaded", load_ns=load_ns, device=device, execution_provider=provider)
+        # A variant for CUDA loads on the CPU without a word when CUDA cannot be used (issues 295, 792, 1074).
+        fell_back = provider != CPU_PROVIDER and provider_is_absent(provider)
+        actual = CPU_PROVIDER if fell_back else provider
+        self._protocol.send("loaded", load_ns=load_ns, device=device, execution_provider=actual, fell_back=fell_back)
+
+    def _chat(self, command: Message) -> None:
+        if self._model is None:
+            raise CommandFailed("not_loaded", "no model is loaded in this child")
+        start_chat(self._sdk, self._model, command, self._protocol)
 
     def _serve(self, _command: Message) -> None:
         if not self._manager.urls:
@@ -261,6 +299,18 @@ class Service:
         return report
 
 
+def provider_is_absent(provider: str | None) -> bool:
+    """Whether no library that the provider needs is in this process's memory (Linux; elsewhere False: not known)."""
+    words = PROVIDER_LIBRARIES.get(provider or "")
+    if words is None or sys.platform != "linux":
+        return False
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").lower()
+    except OSError:
+        return False
+    return not any(word in mapped for word in words)
+
+
 def _words(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
@@ -271,13 +321,17 @@ def _properties(command: Message) -> dict[str, str]:
     The context length is not among them: the library takes it from genai_config.json whatever it is told.
     """
     optional = {key: str(command[key]) for key in ("task", "alias", "display_name", "license") if command.get(key)}
+    if reasoning := command.get("reasoning"):
+        optional |= {"reasoning_start": str(reasoning[0]), "reasoning_end": str(reasoning[1])}
     return {"task": "chat-completion"} | optional
 
 
 def _is_same(known: Any, path: Path, command: Message) -> bool:
     """Whether an existing registration still says what we would register; a stale one is replaced."""
-    return Path(known.get_path()).resolve() == path.resolve() and all(
-        known.get_string_property(key) == value for key, value in _properties(command).items()
+    return (
+        Path(known.get_path()).resolve() == path.resolve()
+        and known.get_int_property("supports_reasoning") == bool(command.get("reasoning"))
+        and all(known.get_string_property(key) == value for key, value in _properties(command).items())
     )
 
 

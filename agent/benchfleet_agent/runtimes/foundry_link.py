@@ -50,6 +50,8 @@ class FoundrySettings:
     """Interpreter that has foundry-local-sdk (``runtime.python``); None: the agent's own."""
     catalog_urls: tuple[str, ...] = ()
     """Catalogs to ask instead of the public one; paths end in ``/asset-gallery/v1.0/models``."""
+    model_roots: tuple[Path, ...] = ()
+    """Directories below which the operator's own models lie."""
     offline: bool = False
     """Never ask the public catalog."""
     app_name: str = "benchfleet"
@@ -61,10 +63,19 @@ class FoundrySettings:
             return [sys.executable, "-P", "-c", _BOOTSTRAP, package]
         return [self.python, "-E", "-P", "-c", _BOOTSTRAP, package]
 
+    @property
+    def cache_dir(self) -> Path:
+        """Where downloaded catalog models lie."""
+        return self.model_cache_dir or self.data_dir / "foundry" / "cache" / "models"
+
+    def has_providers(self) -> bool:
+        """Whether execution providers were downloaded: Foundry Local keeps them as ``…-ep`` beside the model cache."""
+        return any(path.is_dir() for path in self.cache_dir.parent.glob("*-ep"))
+
     def start_command(self, cpus: tuple[int, ...], *, local: bool) -> Message:
         """The child's first command."""
         base = self.data_dir / "foundry"
-        cache = base / "registered" if local else (self.model_cache_dir or base / "cache" / "models")
+        cache = base / "registered" if local else self.cache_dir
         return {
             "do": "start",
             "app_name": self.app_name,
@@ -85,7 +96,7 @@ class ChildLink:
         self._log_path = settings.log_dir / f"foundry-{os.getpid()}-{next(_session_numbers)}.log"
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._cancelled = False
+        self._cancelled = threading.Event()
         self._oom_kills: int | None = None
 
     def spawn(self, command: list[str]) -> None:
@@ -93,7 +104,7 @@ class ChildLink:
         try:
             _make_room(self._settings.log_dir)
             with self._lock:  # so that a kill from another thread finds the child, or prevents it
-                if self._cancelled:
+                if self._cancelled.is_set():
                     raise WorkFailed(Reason.CANCELLED, f"{self._name} was ended before it started")
                 self._oom_kills = _oom_kills()
                 self._child = Child(self._name, command, log_path=self._log_path)
@@ -117,12 +128,16 @@ class ChildLink:
         gone: Reason = Reason.RUNTIME_CRASHED,
     ) -> Message:
         """Send a command and `wait` for its answer."""
-        assert self._child is not None, "ask before start"
+        self.send(command, gone=gone)
+        return self.wait(answer, timeout_s, progress, gone=gone)
+
+    def send(self, command: Mapping[str, Any], *, gone: Reason = Reason.RUNTIME_CRASHED) -> None:
+        """Send a command. Raises `WorkFailed` with `gone` when the child ended."""
+        assert self._child is not None, "a command before start"
         try:
             self._child.send(command)
         except ChildGone as error:
             raise self._ended(error, gone) from error
-        return self.wait(answer, timeout_s, progress, gone=gone)
 
     def wait(
         self, answer: str, timeout_s: float, progress: Progress | None = None, *, gone: Reason = Reason.RUNTIME_CRASHED
@@ -173,14 +188,19 @@ class ChildLink:
         if self._child is not None:
             self._child.kill()
 
+    def pause(self, seconds: float) -> None:
+        """Wait, unless `cancel` comes. Raises `WorkFailed` ``cancelled``."""
+        if self._cancelled.wait(seconds):
+            raise WorkFailed(Reason.CANCELLED, f"{self._name} was ended on request")
+
     def cancel(self) -> None:
         """End the child now and start no other; whoever waits gets ``cancelled``."""
         with self._lock:
-            self._cancelled = True
+            self._cancelled.set()
         self.kill()
 
     def _ended(self, error: ChildGone, reason: Reason, *, always: bool = False) -> WorkFailed:
-        if self._cancelled:
+        if self._cancelled.is_set():
             return WorkFailed(Reason.CANCELLED, f"{self._name} was ended on request")
         message = str(error)
         if error.returncode == -9:

@@ -11,8 +11,9 @@ from benchfleet_controller import metrics as registry
 from benchfleet_controller.capacity import Limits
 from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
-from benchfleet_controller.commands.comparing import comparison_of
+from benchfleet_controller.commands.comparing import comparison_of, price_of
 from benchfleet_controller.commands.evidence import outliers_text
+from benchfleet_controller.findings import findings
 from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
@@ -22,10 +23,17 @@ from benchfleet_controller.report import (
     render_table,
     to_json,
 )
-from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
+from benchfleet_controller.report.cases import (
+    case_for_people,
+    goodput_columns,
+    notes_of,
+    prompt_set_column,
+    proof_column,
+)
 from benchfleet_controller.report.sections import (
     LIFECYCLE_COLUMNS,
     certificate_section,
+    energy_section,
     lifecycle_rows,
     lifecycle_sections,
     limits_text,
@@ -91,28 +99,34 @@ def show(options: argparse.Namespace) -> int:
     elif options.lifecycle:
         sys.stdout.write(lifecycle_text(store, run_id, options.format))
     else:
-        sys.stdout.write(run_text(store, run_id, options.format, options.goodput))
+        sys.stdout.write(run_text(store, run_id, options.format, options.goodput, price_of(options)))
     return EXIT_DONE
 
 
-def run_text(store: Store, run_id: str, style: str, goodput: str | None = None) -> str:
+def run_text(
+    store: Store, run_id: str, style: str, goodput: str | None = None, price_per_kwh: float | None = None
+) -> str:
     """A run's results in one of `report.FORMATS`; ``goodput`` wins over the plan's limits. Raises `UsageError`."""
     if style == "csv":
         return render_table(store.case_results([run_id]), CASE_COLUMNS, style)
     run = store.run(run_id)
     limits = limits_of(run, goodput)
     if style == "json":
-        return to_json([case_document(case) for case in results_of(store, [run_id], limits)])
-    cases = results_of(store, [run_id], limits, TABLE_INTERVALS)
+        return to_json(
+            [case_document(case) for case in results_of(store, [run_id], limits, price_per_kwh=price_per_kwh)]
+        )
+    cases = results_of(store, [run_id], limits, TABLE_INTERVALS, price_per_kwh)
     certificates = store.certificates([run_id])
     instrument = certificate_section(certificates, cases, asked=(run["plan"] or {}).get("certificate"))
-    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases)), *([instrument] if instrument else [])]
+    metered = energy_section(cases)
+    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases)), *(one for one in (metered, instrument) if one)]
     return "\n".join(
         part
         for part in (
             _table_text(cases, style),
             *(section.text(style) for section in sections),
             warnings_text(check(cases, store.hosts_of_runs([run_id]), certificates)),
+            findings_text(cases, style),
         )
         if part
     )
@@ -129,6 +143,7 @@ def _table_text(cases: Sequence[Row], style: str) -> str:
     rates = [column.name for column in _SHOWN].index("decode_tokens_per_s") + 1
     columns = (
         *_SHOWN[:place],
+        *proof_column(cases),
         *prompt_set_column(cases),
         *_SHOWN[place:rates],
         *goodput_columns(cases),
@@ -184,13 +199,25 @@ def warnings_text(warnings: Sequence[Warned]) -> str:
     )
 
 
-def report_data(store: Store, run_id: str, baseline: str | None = None, goodput: str | None = None) -> ReportData:
+def findings_text(cases: Sequence[Row], style: str) -> str:
+    """What the results come to, as lines."""
+    dash = "- " if style == "md" else ""
+    return "".join(f"{dash}{clean(sentence)}\n" for sentence in findings(cases))
+
+
+def report_data(
+    store: Store,
+    run_id: str,
+    baseline: str | None = None,
+    goodput: str | None = None,
+    price_per_kwh: float | None = None,
+) -> ReportData:
     """Everything a report of a run says; hosts are compared when there are several, else models.
 
     ``goodput`` wins over the plan's limits. Raises `UsageError` for limits that are none.
     """
     run, hosts, certificates = store.run(run_id), store.hosts_of_runs([run_id]), store.certificates([run_id])
-    cases = results_of(store, [run_id], limits_of(run, goodput))
+    cases = results_of(store, [run_id], limits_of(run, goodput), price_per_kwh=price_per_kwh)
     by = "host" if len({case["host"] for case in cases}) > 1 else "model"
     return ReportData(
         run=run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,15 @@ from benchfleet_controller.commands.evidence import equality_rows, equality_text
 from benchfleet_controller.compare import CONDITIONS, DIMENSIONS, Compared, Comparison, Verdict, compare
 from benchfleet_controller.gate import Outcome, judge
 from benchfleet_controller.report import Column, clean, comparison_rows, human, render_table, to_json
+from benchfleet_controller.report.matrix import SYMBOLS, Cell, matrix_of, word
 from benchfleet_controller.store import NoSuchRun, Row, Store
+from benchfleet_controller.telemetry import with_price
 
 EXIT_DONE = 0
+FEWEST_OF_A_MATRIX = 4
+"""Groups from which on a matrix is easier to read than a list alone."""
 _GATE_CODES = {Outcome.PASSED: EXIT_DONE, Outcome.REGRESSED: 3, Outcome.UNDECIDED: 5}
-FILTERS = ("host", "device", "model", "runtime", "variant", "execution_provider", *CONDITIONS)
+FILTERS = ("host", "device", "model", "runtime", "path", "variant", "execution_provider", *CONDITIONS)
 """What ``--where`` may name."""
 
 
@@ -47,13 +52,22 @@ def compare_command(options: argparse.Namespace) -> int:
     if options.answers:
         return _answers(store, run_ids, by, baseline if document is None else None, options.format)
     try:
-        comparison = comparison_of(store, run_ids, by, baseline, metrics, document, _filters(options.where))
+        comparison = comparison_of(
+            store, run_ids, by, baseline, metrics, document, filters_of(options.where), price_of(options)
+        )
     except ValueError as error:
         raise UsageError(str(error)) from None
     sys.stdout.write(rendered(comparison, options.format))
     if all(row.verdict is Verdict.BASELINE for row in comparison.rows):
         say("there is one group only, so nothing is compared; try another --by, or name a --baseline")
     return _gate(comparison, options.fail_on_regression)
+
+
+def price_of(options: argparse.Namespace) -> float | None:
+    price: float | None = options.price_per_kwh
+    if price is not None and not 0 < price < math.inf:
+        raise UsageError("--price-per-kwh takes a price above 0, such as 0.30")
+    return price
 
 
 def _answers(store: Store, run_ids: Sequence[str], by: tuple[str, ...], baseline: str | None, style: str) -> int:
@@ -73,18 +87,18 @@ def comparison_of(
     metrics: Sequence[str],
     document: Baseline | None = None,
     where: Mapping[str, str] | None = None,
+    price_per_kwh: float | None = None,
 ) -> Comparison:
     """Compare the cases of runs, and of a baseline document, that `where` lets through.
 
     Raises ValueError for an unknown baseline.
     """
-    cases: list[Mapping[str, Any]] = list(
-        store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
-    )
+    found = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
+    cases: list[Mapping[str, Any]] = list(with_price(found, price_per_kwh))
     rounds = rounds_of(store, run_ids, metrics)
     if document is not None:
         cases, rounds = [*document.cases, *cases], {**document.rounds, **rounds}
-    kept = [case for case in cases if all(_matches(case, *one) for one in (where or {}).items())]
+    kept = [case for case in cases if all(matches(case, *one) for one in (where or {}).items())]
     if where and not kept:
         raise ValueError(f"no case matches --where {' '.join(f'{key}={value}' for key, value in where.items())}")
     return compare(kept, by, baseline, metrics, rounds)
@@ -101,7 +115,9 @@ def rendered(comparison: Comparison, style: str) -> str:
 
 
 def comparison_text(comparison: Comparison, style: str = "table") -> str:
-    """A comparison for people: what all rows share in a line above, then a row a metric and group."""
+    """A comparison for people: what all rows share in a line above, then a row a metric and group; a matrix of verdicts
+    where there are many groups.
+    """
     conditions = [row.conditions for row in comparison.rows]
     varying = [name for name in (conditions[0] if conditions else ()) if len({str(c[name]) for c in conditions}) > 1]
     shared = ", ".join(
@@ -123,7 +139,29 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
     ]
     head = f"By {' and '.join(comparison.by)}, against {clean(comparison.baseline)} ({clean(shared)}):\n"
     flags = sorted({clean(f"note: {row.group}: {flag}") for row in comparison.rows for flag in row.flags})
-    return head + render_table(rows, columns, style) + "".join(f"{flag}\n" for flag in flags)
+    text = head + render_table(rows, columns, style) + "".join(f"{flag}\n" for flag in flags)
+    return text + _matrix_text(comparison, style)
+
+
+def _matrix_text(comparison: Comparison, style: str) -> str:
+    """Ratios and verdicts, a row a metric and a column a group; empty where a list says it as well."""
+    matrix = matrix_of(comparison)
+    if matrix is None or len(matrix.groups) < FEWEST_OF_A_MATRIX:
+        return ""
+    columns = [Column("metric", "Metric"), *(Column(str(place), name) for place, name in enumerate(matrix.groups))]
+    rows = []
+    for row in matrix.rows:
+        cells = {str(place): _cell_text(cell) for place, cell in enumerate(row.cells)}
+        rows.append({"metric": f"{row.metric} ({row.conditions})" if row.conditions else row.metric, **cells})
+    legend = ", ".join(f"{symbol} {word(verdict)}" for verdict, symbol in SYMBOLS.items())
+    return f"\n{render_table(rows, columns, style)}{legend}\n"
+
+
+def _cell_text(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    ratio = cell.ratio.split(" (")[0]
+    return f"{cell.symbol} {ratio}" if ratio else f"{cell.symbol} {cell.value}"
 
 
 def _for_people(row: Compared) -> dict[str, Any]:
@@ -163,7 +201,8 @@ def _run_named(store: Store, text: str) -> str | None:
     return next(iter(exact or begun), None)
 
 
-def _filters(given: Sequence[str]) -> dict[str, str]:
+def filters_of(given: Sequence[str]) -> dict[str, str]:
+    """What ``--where`` asks of a case, by key. Raises `UsageError`."""
     found = {}
     for text in given:
         key, separator, value = text.partition("=")
@@ -173,7 +212,8 @@ def _filters(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _matches(case: Mapping[str, Any] | Row, key: str, value: str) -> bool:
+def matches(case: Mapping[str, Any] | Row, key: str, value: str) -> bool:
+    """Whether a case is what ``--where`` asks for."""
     held = case.get(key)
     return held is not None and (str(held).lower() == value.lower() or str(held) == f"{value}.0")
 

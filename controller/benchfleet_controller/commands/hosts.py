@@ -1,4 +1,4 @@
-"""Hosts as they are now: hosts, models, doctor."""
+"""Hosts as they are now: hosts, doctor."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from typing import Any
 
 from benchfleet import __version__
 from benchfleet.tls import CredentialFiles, TlsError, certificate_end, expiry_warning, read_limited
+from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet_controller import fleet
-from benchfleet_controller.commands import EXIT_HOST, known_names, store_of, targets
+from benchfleet_controller.checklist import Finding, examine_limits, examine_model, examine_probes, examine_runtimes
+from benchfleet_controller.commands import EXIT_HOST, known_names, say, store_of, targets
 from benchfleet_controller.credentials import chosen
 from benchfleet_controller.fleet import Agent, HostProblem
 from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.live import printable
+from benchfleet_controller.model_probe import probe_model
 from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.report import Column, render_table, to_json
 
 CLOCK_TOLERANCE_S = 1.0
+MEASURE_S = 120.0
+"""Measuring the limits takes some seconds; a busy machine more."""
 
 
 def hosts(options: argparse.Namespace) -> int:
@@ -48,33 +53,10 @@ def hosts(options: argparse.Namespace) -> int:
     return EXIT_HOST if problems else 0
 
 
-def models(options: argparse.Namespace) -> int:
-    """List what hosts can serve."""
-    store = store_of(options)
-
-    async def ask() -> list[dict[str, Any]]:
-        rows = []
-        for target in targets(options, store, options.host):
-            agent = await fleet.connect(target)
-            try:
-                rows += [{"host": target.name, **_model_row(model)} for model in await agent.models()]
-            finally:
-                await agent.close()
-        return rows
-
-    names = (
-        "host", "alias", "variant", "runtime", "device", "ep", "size_bytes", "license", "context_length",
-        "capabilities", "cached", "loaded",
-    )  # fmt: skip
-    sys.stdout.write(render_table(asyncio.run(ask()), list(names), options.format))
-    return 0
-
-
 def doctor(options: argparse.Namespace) -> int:
-    """Say what is wrong with hosts."""
+    """Say what is wrong with hosts, and whether they can run models."""
     store = store_of(options)
-    agents, problems = asyncio.run(_ask(targets(options, store, options.host)))
-    findings = [finding for agent in agents for finding in [*_examine(agent), *_examine_certificate(agent)]]
+    findings, problems = asyncio.run(_examine_all(targets(options, store, options.host), options))
     findings += _examine_own_certificate()
     findings += [
         {"host": problem.target.name, "severity": "error", "check": "connection", "message": problem.failure.message}
@@ -88,6 +70,65 @@ def doctor(options: argparse.Namespace) -> int:
     if problems:
         return EXIT_HOST
     return 1 if any(finding["severity"] == "error" for finding in findings) else 0
+
+
+async def _examine_all(
+    chosen: tuple[HostTarget, ...], options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[HostProblem]]:
+    """Every host's findings. Agents that share a machine are examined one after the other."""
+    agents, problems = await fleet.connect_all(chosen)
+
+    async def examine(group: list[Agent]) -> list[tuple[Agent, list[Finding]]]:
+        return [(agent, await _try(agent, options)) for agent in group]
+
+    try:
+        answers = await asyncio.gather(*(examine(group) for group in fleet.by_machine(agents)), return_exceptions=True)
+    finally:
+        for agent in agents:
+            await agent.close()
+    found: dict[str, list[Finding]] = {}
+    for answer in answers:
+        if isinstance(answer, HostProblem):
+            problems.append(answer)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found |= {agent.target.name: tried for agent, tried in answer}
+    rows = []
+    for agent in agents:
+        rows += [*_examine(agent), *_examine_certificate(agent)]
+        rows += [_row(agent.target.name, finding) for finding in found.get(agent.target.name, [])]
+    return rows, problems
+
+
+async def _try(agent: Agent, options: argparse.Namespace) -> list[Finding]:
+    """What only trying shows: the models asked for, and the machine's limits."""
+    name, endpoint = agent.target.name, options.endpoint or ""
+    runtime = options.runtime or ("endpoint" if endpoint else "foundry")
+    found = []
+    for model in options.model:
+        say(f"{name}: trying {model}")
+        result = await probe_model(agent, runtime, endpoint, model, options.device or "")
+        found += examine_model(result, name)
+    if options.measure:
+        say(f"{name}: measuring the machine's limits")
+        found.append(await _measure(agent, refresh=options.refresh))
+    elif agent.host.HasField("limits"):
+        found.append(examine_limits(agent.host.limits))
+    return found
+
+
+async def _measure(agent: Agent, *, refresh: bool) -> Finding:
+    try:
+        with fleet.refusals(agent.target):
+            request = pb.MeasureLimitsRequest(refresh=refresh)
+            return examine_limits((await agent.stub.MeasureLimits(request, timeout=MEASURE_S)).limits)
+    except HostProblem as problem:
+        return Finding("error", "limits", problem.failure.message)
+
+
+def _row(host: str, finding: Finding) -> dict[str, Any]:
+    return _finding(host, finding.severity, finding.check, finding.message, finding.advice)
 
 
 async def _ask(chosen: tuple[HostTarget, ...]) -> tuple[list[Agent], list[HostProblem]]:
@@ -111,25 +152,6 @@ def _host_row(agent: Agent) -> dict[str, Any]:
         "devices": ", ".join(device.display_name for device in host.devices) or None,
         "agent_version": host.agent_version,
         "message": None,
-    }
-
-
-def _model_row(model: Any) -> dict[str, Any]:
-    def known(field: str) -> Any:
-        return getattr(model, field) if model.HasField(field) else None
-
-    return {
-        "alias": model.alias,
-        "variant": model.variant,
-        "runtime": model.runtime,
-        "device": known("device"),
-        "ep": known("execution_provider"),
-        "size_bytes": known("size_bytes"),
-        "license": known("license"),
-        "context_length": known("context_length"),
-        "capabilities": list(model.capabilities),
-        "cached": known("cached"),
-        "loaded": known("loaded"),
     }
 
 
@@ -189,17 +211,6 @@ def _examine(agent: Agent) -> list[dict[str, Any]]:
     if abs(agent.clock_offset_s) > CLOCK_TOLERANCE_S:
         message = f"its clock differs from ours by {agent.clock_offset_s:.1f} s (labels only; no latency depends on it)"
         found.append(finding("warning", "clock", message, "let both synchronise with a time server"))
-    for runtime in host.runtimes:
-        check = f"runtime {runtime.name}"
-        if runtime.available:
-            found.append(finding("ok", check, f"version {runtime.version}" if runtime.version else "available"))
-        else:
-            found.append(finding("error", check, runtime.unavailable_reason))
-    for probe in host.probes:
-        check = f"probe {probe.probe_id}"
-        if probe.available:
-            found.append(finding("ok", check, f"{len(probe.metrics)} metrics, {probe.cost_us:.0f} µs a reading"))
-        else:
-            found.append(finding("info", check, probe.unavailable_reason))
+    found += [_row(name, one) for one in (*examine_runtimes(host.runtimes), *examine_probes(host.probes))]
     found += [finding(problem.severity, "host", problem.message, problem.advice) for problem in host.problems]
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from benchfleet_controller.commands import UsageError, store_of
 from benchfleet_controller.commands.answers import report_data
+from benchfleet_controller.commands.comparing import price_of
 from benchfleet_controller.report import ReportError, render_report, write_report, write_text, write_whole
 from benchfleet_controller.report.exports import markdown_cell
 from benchfleet_controller.store import Store, TooManyRequests
@@ -30,22 +31,23 @@ def report(options: argparse.Namespace) -> int:
     if ending == ".parquet":
         write_whole(target, lambda path: store.write_parquet(path, [run_id]), force=options.force)
     elif ending == ".html":
-        text = html_of(store, run_id, options.goodput)
+        text = html_of(store, run_id, options.goodput, price_of(options))
         write_whole(target, lambda path: write_text(path, text), force=options.force)
     elif options.charts:
         _write_with_charts(store, run_id, target, options)
     else:
-        write_report(target, report_data(store, run_id, goodput=options.goodput), force=options.force)
+        data = report_data(store, run_id, goodput=options.goodput, price_per_kwh=price_of(options))
+        write_report(target, data, force=options.force)
     print(target)
     return EXIT_DONE
 
 
-def html_of(store: Store, run_id: str, goodput: str | None = None) -> str:
+def html_of(store: Store, run_id: str, goodput: str | None = None, price_per_kwh: float | None = None) -> str:
     """The page of a run. Raises `ReportError` without the libraries that draw it."""
     from benchfleet_controller.report.html import render_html
 
     try:
-        return render_html(_drawable(store, run_id, goodput))
+        return render_html(_drawable(store, run_id, goodput, price_per_kwh))
     except ImportError as error:
         raise _missing(error) from None
 
@@ -57,7 +59,7 @@ def _write_with_charts(store: Store, run_id: str, target: Path, options: argpars
     folder = target.with_name(f"{target.stem}-charts")
     if folder.exists() and not options.force:
         raise ReportError(f"{folder} exists: use --force to replace its charts or name another file")
-    data = _drawable(store, run_id, options.goodput)
+    data = _drawable(store, run_id, options.goodput, price_of(options))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{folder.name}.") as temporary:
         drawn_in = Path(temporary) / "charts"
         try:
@@ -72,12 +74,12 @@ def _write_with_charts(store: Store, run_id: str, target: Path, options: argpars
     write_whole(target, lambda path: write_text(path, text), force=options.force)
 
 
-def _drawable(store: Store, run_id: str, goodput: str | None) -> HtmlReport:
+def _drawable(store: Store, run_id: str, goodput: str | None, price_per_kwh: float | None) -> HtmlReport:
     try:
         from benchfleet_controller.report.html import HtmlReport
     except ImportError as error:
         raise _missing(error) from None
-    data = report_data(store, run_id, goodput=goodput)
+    data = report_data(store, run_id, goodput=goodput, price_per_kwh=price_per_kwh)
     try:
         found = store.outliers([run_id])
     except TooManyRequests:  # the page says that it looked for none

@@ -13,6 +13,7 @@ from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
 from benchfleet_controller.commands.answers import warnings_text
 from benchfleet_controller.commands.baselines import rounds_of
+from benchfleet_controller.commands.comparing import filters_of, matches
 from benchfleet_controller.metrics import BY_NAME
 from benchfleet_controller.model_facts import ModelFactsError, load_model_facts
 from benchfleet_controller.plan import ModelFacts
@@ -43,7 +44,15 @@ def select_command(options: argparse.Namespace) -> int:
     limits = limits_of(options)
     store = store_of(options)
     run_ids = list(dict.fromkeys(store.resolve_run(text) for text in options.run or ["last"]))
-    cases = _with_facts(store, results_of(store, run_ids, metrics=_INTERVALS), run_ids, options.models)
+    where = filters_of(options.where)
+    found = [
+        case
+        for case in results_of(store, run_ids, metrics=_INTERVALS)
+        if all(matches(case, *one) for one in where.items())
+    ]
+    if where and not found:
+        raise UsageError(f"no case matches --where {' '.join(f'{key}={value}' for key, value in where.items())}")
+    cases = _with_facts(store, found, run_ids, options.models)
     try:
         selection = select(cases, limits, options.prefer, rounds_of(store, run_ids, _deciding(options.prefer)))
     except ValueError as error:

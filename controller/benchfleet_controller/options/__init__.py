@@ -25,6 +25,16 @@ def add_goodput(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_price(command: argparse.ArgumentParser) -> None:
+    """``--price-per-kwh``."""
+    command.add_argument(
+        "--price-per-kwh",
+        type=float,
+        metavar="P",
+        help="what a kilowatt-hour costs, in any currency: electricity for a million tokens",
+    )
+
+
 def add_format(command: argparse.ArgumentParser) -> None:
     """``--format``."""
     command.add_argument("--format", choices=FORMATS, default="table", help="how to print (default table)")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from benchfleet_controller.options import RUN_HELP, add_format, add_goodput, path
+from benchfleet_controller.options import RUN_HELP, add_format, add_goodput, add_price, path
 
 
 def show(show: argparse.ArgumentParser) -> None:
     """`benchfleet show`."""
     show.add_argument("run", nargs="?", default="last", metavar="RUN", help=f"{RUN_HELP} (default last)")
     add_goodput(show)
+    add_price(show)
     show.add_argument("--lifecycle", action="store_true", help="cold and warm: loads, pauses, memory at each stage")
     show.add_argument("--outliers", action="store_true", help="requests out of the ordinary, and why")
     add_format(show)
@@ -31,7 +32,7 @@ def compare(compare: argparse.ArgumentParser) -> None:
         "--by",
         default="host",
         metavar="WHAT",
-        help="host, device, model, runtime, run or case, or several with commas (default host)",
+        help="host, device, model, runtime, path, run or case, or several with commas (default host)",
     )
     compare.add_argument(
         "--baseline",
@@ -45,6 +46,7 @@ def compare(compare: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="only cases such as device=gpu; repeat for more",
     )
+    add_price(compare)
     compare.add_argument("--answers", action="store_true", help="are the answers the same, and where do they part")
     compare.add_argument(
         "--metric", action="append", default=[], metavar="M", help="only these metrics; repeat for more"
@@ -80,6 +82,13 @@ def select(select: argparse.ArgumentParser) -> None:
         "--license", action="append", metavar="NAME,…", help="any of these licences, as SPDX names them"
     )
     select.add_argument("--capability", action="append", metavar="TAG,…", help="all of these tags of models.json")
+    select.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only cases such as host=lab1; repeat for more",
+    )
     select.add_argument("--models", type=path, metavar="FILE", help="models.json (default: the one of the run)")
     select.add_argument(
         "--prefer",
@@ -134,5 +143,6 @@ def report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--charts", choices=("svg", "png"), help="with .md: draw the charts into a folder beside it, and show them"
     )
+    add_price(report)
     report.add_argument("--force", action="store_true", help="overwrite an existing file")
     add_goodput(report)

@@ -6,6 +6,8 @@ import argparse
 
 from benchfleet_controller.options import HOST_HELP, add_format, add_inventory
 
+DEVICES = ("cpu", "gpu", "npu")
+
 
 def hosts(hosts: argparse.ArgumentParser) -> None:
     """`benchfleet hosts`."""
@@ -14,11 +16,68 @@ def hosts(hosts: argparse.ArgumentParser) -> None:
     add_format(hosts)
 
 
-def some_hosts(command: argparse.ArgumentParser) -> None:
-    """`benchfleet some hosts`."""
-    command.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
-    add_inventory(command)
-    add_format(command)
+def models(models: argparse.ArgumentParser) -> None:
+    """`benchfleet models`."""
+    models.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
+    models.add_argument("--runtime", metavar="R", help="only this runtime's (default: all)")
+    models.add_argument("--device", choices=DEVICES, help="only variants for this device")
+    add_inventory(models)
+    add_format(models)
+
+
+def doctor(doctor: argparse.ArgumentParser) -> None:
+    """`benchfleet doctor`."""
+    doctor.epilog = "example: benchfleet doctor lab1 lab2 --model smollm2-135m"
+    doctor.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
+    doctor.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="M",
+        help="check that it is offered, is there, loads and answers one short request; repeat for more",
+    )
+    doctor.add_argument("--measure", action="store_true", help="measure memory bandwidth and compute (some seconds)")
+    doctor.add_argument("--refresh", action="store_true", help="with --measure: also when that was done before")
+    _add_runtime(doctor)
+    add_inventory(doctor)
+    add_format(doctor)
+
+
+def pull(pull: argparse.ArgumentParser) -> None:
+    """`benchfleet pull`."""
+    pull.formatter_class = argparse.RawDescriptionHelpFormatter
+    pull.epilog = (
+        "examples:\n"
+        "  benchfleet pull lab1 lab2 smollm2-135m\n"
+        "  benchfleet pull lab1 --model phi-4-mini --model qwen2.5-0.5b --device gpu\n"
+        "An interrupted pull goes on where it stopped when it is asked for again."
+    )
+    pull.add_argument("host", metavar="HOST", help=HOST_HELP)
+    pull.add_argument("words", nargs="*", metavar="MODEL", help="alias or variant id; further hosts go before it")
+    pull.add_argument("--model", action="append", default=[], metavar="M", help="a model; all words are hosts then")
+    pull.add_argument("--timeout", type=float, metavar="S", help="give up after S seconds (default 6 h)")
+    _add_runtime(pull)
+    add_inventory(pull)
+    add_format(pull)
+
+
+def rm(rm: argparse.ArgumentParser) -> None:
+    """`benchfleet rm`."""
+    rm.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
+    rm.add_argument("model", metavar="MODEL", help="alias or variant id")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    _add_runtime(rm)
+    add_inventory(rm)
+    add_format(rm)
+
+
+def unload(unload: argparse.ArgumentParser) -> None:
+    """`benchfleet unload`."""
+    unload.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
+    unload.add_argument("model", metavar="MODEL", help="alias or variant id")
+    _add_runtime(unload)
+    add_inventory(unload)
+    add_format(unload)
 
 
 def certs(certs: argparse.ArgumentParser) -> None:
@@ -27,3 +86,9 @@ def certs(certs: argparse.ArgumentParser) -> None:
 
     add_options(certs)
     add_format(certs)
+
+
+def _add_runtime(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=DEVICES, help="the model's variant for this device")
+    command.add_argument("--runtime", metavar="R", help="whose model (default foundry)")
+    command.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchfleet_controller.findings import findings
 from benchfleet_controller.report.cases import CASE_COLUMNS, case_document
 from benchfleet_controller.report.data import ReportData, comparison_rows
 from benchfleet_controller.report.exports import FORMATS, Column, Row, clean, human, render_table, to_json
@@ -109,6 +110,7 @@ def _document(data: ReportData) -> dict[str, Any]:
             "baseline": data.comparison.baseline,
             "rows": comparison_rows(data.comparison),
         },
+        "findings": list(findings(data.cases)),
         "warnings": [dataclasses.asdict(warned) for warned in data.warnings],
         "failures": [dict(row) for row in data.failures],
         "answers": [dict(row) for row in data.answers],

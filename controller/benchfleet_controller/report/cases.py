@@ -26,9 +26,18 @@ CASE_COLUMNS: tuple[str, ...] = (
     "prompt_tokens_max", "prefix_cache", "deterministic", "page_cache", "page_cache_ratio", "idle_pause_s",
     "idle_ttft_s", "unload_s", "ram_loaded_bytes", "ram_before_unload_bytes", "ram_after_unload_bytes",
     "ttft_error_s", "itl_error_s", "ttft_n", "e2e_n", "itl_n", "rounds_s",
+    "device_proof", "ram_baseline_bytes", "ram_steady_bytes", "ram_anon_peak_bytes", "ram_file_peak_bytes",
+    "ram_given_back_bytes", "vram_basis", "vram_given_back_bytes", "energy_scope", "energy_method",
+    "energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens",
+    "energy_reason", "decode_limit_ratio", "prefill_limit_ratio", "efficiency", "efficiency_reason", "device_name",
+    "driver_version", "agent_version", "path",
 )  # fmt: skip
 """Keys of a case in JSON and CSV, in this order; additions go to the end."""
-"""JSON adds the keys of `case_document`, which CSV has no cells for."""
+DOCUMENT_COLUMNS = (
+    "intervals", "goodput", "device_evidence", "energy", "rounds_invalid", "rounds_suspicious", "round_troubles",
+    "spread_ratio", "spread_metric",
+)  # fmt: skip
+"""What JSON adds: what CSV has no cells for, and what only `results.results_of` knows."""
 
 _WITH_INTERVAL = ("ttft_p50_s", "e2e_avg_s", "decode_tokens_per_s")
 """What people see an interval of; more would hide the values."""
@@ -37,8 +46,8 @@ PERCENTILE_NOTE = "* n is too small for this percentile."
 
 
 def case_document(case: Row) -> dict[str, Any]:
-    """A case as a JSON object: ``CASE_COLUMNS``, ``intervals`` ([low, high] by metric) and ``goodput``."""
-    return {name: case.get(name) for name in (*CASE_COLUMNS, "intervals", "goodput")}
+    """A case as a JSON object: ``CASE_COLUMNS`` and ``DOCUMENT_COLUMNS``."""
+    return {name: case.get(name) for name in (*CASE_COLUMNS, *DOCUMENT_COLUMNS)}
 
 
 def case_for_people(case: Row) -> dict[str, Any]:
@@ -81,6 +90,12 @@ def notes_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
 def prompt_set_column(cases: Sequence[Row]) -> tuple[Column, ...]:
     """The prompt set, where a run has several."""
     return (Column("prompt_set", "Prompts"),) if len({case.get("prompt_set") for case in cases}) > 1 else ()
+
+
+def proof_column(cases: Sequence[Row]) -> tuple[Column, ...]:
+    """Whether devices did what is said of them, where that is not sure of all."""
+    sure = all(case.get("device_proof") in (None, "confirmed") for case in cases)
+    return () if sure else (Column("device_proof", "Proof"),)
 
 
 def goodput_columns(cases: Sequence[Row]) -> tuple[Column, ...]:

@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchfleet_controller import metrics as registry
+from benchfleet_controller.findings import findings
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.report import charts
 from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
 from benchfleet_controller.report.data import ReportData
 from benchfleet_controller.report.exports import Column, Figure, Row, clean, human, to_json
 from benchfleet_controller.report.matrix import SYMBOLS, matrix_of, word
-from benchfleet_controller.report.sections import Section, certificate_section, goodput_section, lifecycle_sections
+from benchfleet_controller.report.sections import (
+    Section,
+    certificate_section,
+    energy_section,
+    goodput_section,
+    lifecycle_sections,
+)
 from benchfleet_controller.report.sweeps import sweep_section, sweeps_of
 from benchfleet_controller.store import Timeline
 
@@ -129,6 +136,7 @@ def _page(data: HtmlReport) -> dict[str, Any]:
         "version": clean(str(run.get("benchfleet_version") or "unknown")),
         "seed": human("seed", run.get("seed")),
         "summary": _summary(report),
+        "findings": [clean(sentence) for sentence in findings(report.cases, data.outliers)],
         "results": results,
         "result_notes": result_notes,
         "matrix": matrix_of(report.comparison),
@@ -164,7 +172,8 @@ def _page(data: HtmlReport) -> dict[str, Any]:
 
 def _contents(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = (
-        ("results", "Results"), ("matrix", "Comparison"), ("tradeoff", "Speed against memory"),
+        ("findings", "Findings"), ("results", "Results"), ("matrix", "Comparison"),
+        ("tradeoff", "Speed against memory"),
         ("spreads", "Distributions"), ("timelines", "Time lines"), ("hosts", "Hosts"), ("warnings", "Warnings"),
         ("failures", "Failures"), ("answers", "Sample answers"),
     )  # fmt: skip
@@ -277,6 +286,7 @@ def _sections(report: ReportData) -> list[dict[str, Any]]:
         goodput_section(report.cases),
         *(sweep_section(sweep) for sweep in sweeps_of(report.cases)),
         *lifecycle_sections(report.cases, report.stages),
+        energy_section(report.cases),
         certificate_section(report.certificates, report.cases, asked=asked),
     ]
     return [_section(section) for section in found if section is not None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchfleet_controller.compare import Verdict
+from benchfleet_controller.findings import findings
 from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
 from benchfleet_controller.report.data import ReportData, comparison_rows
 from benchfleet_controller.report.exports import (
@@ -18,7 +19,12 @@ from benchfleet_controller.report.exports import (
     render_table,
     to_json,
 )
-from benchfleet_controller.report.sections import certificate_section, goodput_section, lifecycle_sections
+from benchfleet_controller.report.sections import (
+    certificate_section,
+    energy_section,
+    goodput_section,
+    lifecycle_sections,
+)
 from benchfleet_controller.report.sweeps import sweep_section, sweeps_of
 
 _ANSWER_CHARACTERS = 300
@@ -57,7 +63,9 @@ _DETAIL = tuple(
         ("vram_peak_bytes", "VRAM peak"),
         ("cpu_busy_ratio", "CPU busy"),
         ("gpu_busy_ratio", "GPU busy"),
-        ("energy_j", "Energy (J)"),
+        ("energy_per_token_j", "Energy/token (J)"),
+        ("device_proof", "Proof"),
+        ("decode_limit_ratio", "Of memory limit"),
         ("tokens_source", "Tokens from"),
         ("accounting", "Accounting"),
     )
@@ -88,11 +96,13 @@ def render_markdown(data: ReportData) -> str:
         "## Hosts\n",
         render_table([_host(host) for host in data.hosts], _HOSTS, "md"),
     ]
+    parts[2:2] = _findings_part(data)
     parts += _results_part(data)
     sections = [
         goodput_section(data.cases),
         *(sweep_section(sweep) for sweep in sweeps_of(data.cases)),
         *lifecycle_sections(data.cases, data.stages),
+        energy_section(data.cases),
     ]
     parts += [section.text("md") for section in sections if section is not None]
     parts += _comparison_part(data)
@@ -102,6 +112,12 @@ def render_markdown(data: ReportData) -> str:
     parts += _warnings_part(data) + _failures_part(data) + _answers_part(data)
     parts += ["## How to reproduce\n", _reproduction(data)]
     return "\n".join(parts)
+
+
+def _findings_part(data: ReportData) -> list[str]:
+    found = findings(data.cases)
+    lines = [f"- {markdown_cell(sentence)}\n" for sentence in found]
+    return ["## Findings\n", "".join(lines)] if found else []
 
 
 def _results_part(data: ReportData) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchfleet_controller.checks import load_shape
-from benchfleet_controller.report.cases import prompt_set_column
+from benchfleet_controller.report.cases import case_for_people, prompt_set_column
 from benchfleet_controller.report.exports import Column, Figure, clean, markdown_cell, render_table
 
 Row = Mapping[str, Any]
@@ -146,6 +146,7 @@ LIFECYCLE_COLUMNS = (
     "page_cache", "page_cache_ratio", "load_s", "cold_ttft_s", "ttft_p50_s", "idle_pause_s", "idle_ttft_s", "unload_s",
     *(f"ram_{name}_bytes" for name, _ in _MEMORY), "ram_given_back_ratio",
     *(f"vram_{name}_bytes" for name, _ in _MEMORY if name != "round_peak"), "vram_given_back_ratio",
+    "ram_steady_bytes", "ram_anon_peak_bytes", "ram_file_peak_bytes", "vram_peak_bytes", "vram_basis",
 )  # fmt: skip
 """Keys of a case's lifecycle in JSON and CSV."""
 
@@ -183,6 +184,21 @@ def lifecycle_rows(cases: Sequence[Row], stages: Sequence[Row]) -> list[dict[str
     return rows
 
 
+_MORE_MEMORY = {
+    "ram": (
+        Column("ram_given_back_ratio", "Given back"),
+        Column("ram_steady_bytes", "Median in rounds"),
+        Column("ram_anon_peak_bytes", "Anonymous, peak"),
+        Column("ram_file_peak_bytes", "Files, peak"),
+    ),
+    "vram": (
+        Column("vram_given_back_ratio", "Given back"),
+        Column("vram_peak_bytes", "Peak"),
+        Column("vram_basis", "Of"),
+    ),
+}
+
+
 def lifecycle_sections(cases: Sequence[Row], stages: Sequence[Row]) -> list[Section]:
     """Cold and warm times, and memory by stage, of the cases that tell any."""
     rows = [
@@ -198,9 +214,66 @@ def lifecycle_sections(cases: Sequence[Row], stages: Sequence[Row]) -> list[Sect
         columns = [Column(f"{kind}_{key}_bytes", label) for key, label in _MEMORY]
         columns = [column for column in columns if column.name in LIFECYCLE_COLUMNS]
         if any(row[column.name] is not None for row in rows for column in columns):
-            given = Column(f"{kind}_given_back_ratio", "Given back")
-            found.append(Section(name, rows, (*what, *columns, given)))
+            more = [column for column in _MORE_MEMORY[kind] if any(row[column.name] is not None for row in rows)]
+            found.append(Section(name, rows, (*what, *columns, *more)))
     return found
+
+
+_ENERGY = tuple(
+    Column(*pair)
+    for pair in (
+        ("energy_scope", "Metered"),
+        ("energy_method", "By"),
+        ("energy_per_token_j", "J/token"),
+        ("energy_per_request_j", "J/request"),
+        ("kwh_per_million_tokens", "kWh/1M tokens"),
+        ("cost_per_million_tokens", "Electricity/1M tokens"),
+        ("gross", "Gross (J)"),
+        ("idle_host", "Idle host (W)"),
+        ("idle_loaded", "Idle loaded (W)"),
+        ("marginal", "Marginal (J)"),
+    )
+)
+
+
+_ENERGY_NOTE = (
+    "Over the counted rounds. Gross is all that was used; marginal leaves out idle power, with the model loaded where "
+    "that is known. Scopes overlap and are not added up, but for processor packages and boards (parts)."
+)
+
+
+def energy_section(cases: Sequence[Row]) -> Section | None:
+    """Energy of the cases that have any, a row a case and scope; None: none of them has."""
+    metered = [case for case in cases if case.get("energy")]
+    if not metered:
+        return None
+    rows = []
+    for case in metered:
+        shown: Row = case_for_people(case)
+        for place, one in enumerate(case["energy"]):
+            row: dict[str, Any] = {name: case.get(name) for name in ("host", "model", "device", "prompt_set")}
+            row |= {"load": load_shape(case), "energy_scope": one["scope"], "energy_method": one["method"]}
+            speaks = case.get("energy_scope") in (one["scope"], "parts") and one["gross_j"] is not None
+            if speaks and place == 0:  # a case has one figure for a token, of all that speaks for it
+                row |= {column.name: shown.get(column.name) for column in _ENERGY[2:6]}
+            marginal = one["marginal_loaded_j"] if one["marginal_loaded_j"] is not None else one["marginal_host_j"]
+            row |= {
+                "gross": _figure(one["gross_j"]),
+                "idle_host": _figure(one["idle_host_w"]),
+                "idle_loaded": _figure(one["idle_loaded_w"]),
+                "marginal": _figure(marginal),
+            }
+            rows.append(row)
+    what = (*_TIMES[:_SUBJECT], *prompt_set_column(metered))
+    columns = [column for column in _ENERGY if any(row.get(column.name) is not None for row in rows)]
+    reasons = dict.fromkeys(
+        reason for case in metered for one in case["energy"] for reason in one["reasons"] if one["gross_j"] is None
+    )
+    return Section("Energy", rows, (*what, *columns), (_ENERGY_NOTE, *reasons))
+
+
+def _figure(value: float | None) -> Figure | None:
+    return None if value is None else Figure(f"{value:.3g}")
 
 
 def _given_back(base: int | None, before: int | None, after: int | None) -> float | None:

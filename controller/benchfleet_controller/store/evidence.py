@@ -36,7 +36,7 @@ SELECT case_id, quantile_cont(gap_s, 0.99) FROM (
 """
 _READ = (
     "host_cpu_busy_ns", "host_cpu_total_ns", "runtime_cpu_ns", "load_cpu_ns", "agent_cpu_ns", "host_swap_used_bytes",
-    "host_available_bytes",
+    "host_available_bytes", "runtime_major_faults", "host_cpu_clock_hz", "device_throttle_reasons",
 )  # fmt: skip
 _ANSWERS = """
 SELECT q.case_id, prompt_id, q.prompt_prefix, r.round_rank, coalesce(q.position, 0) AS position, q.text,
@@ -95,7 +95,8 @@ def _instrument_error_s(connection: duckdb.DuckDBPyConnection, run_ids: Sequence
 def _samples(connection: duckdb.DuckDBPyConnection, case_id: str) -> Mapping[str, npt.NDArray[np.float64]] | None:
     """Readings of a case as columns; None: there are none."""
     sql = f"""SELECT sample_ns / 1e9 AS sample_s, {", ".join(f"{name}::DOUBLE AS {name}" for name in _READ)}
-        FROM samples WHERE case_id = ? AND device_id IS NULL ORDER BY sample_ns"""  # noqa: S608 - our own names
+        FROM samples WHERE case_id = ? AND (device_id IS NULL OR device_throttle_reasons IS NOT NULL)
+        ORDER BY sample_ns"""  # noqa: S608 - our own names
     found = connection.execute(sql, [case_id]).fetchnumpy()
     if not len(found["sample_s"]):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,12 +14,17 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from benchfleet_controller import telemetry
 from benchfleet_controller.metrics import BY_NAME, Source
 from benchfleet_controller.store.connection import NoSuchRun
-from benchfleet_controller.store.views import CASE_RESULTS_WITHOUT_GAPS
+from benchfleet_controller.store.spans import PARTS, ROUND_PARTS, SPANS
+from benchfleet_controller.store.views import CASE_RESULTS, CASE_RESULTS_WITHOUT_GAPS, SCORED
 
 Row = dict[str, Any]
-_JSON_COLUMNS = frozenset({"devices", "runtimes", "probes", "problems", "plan", "components", "unmeasured"})
+_JSON_COLUMNS = frozenset({
+    "devices", "runtimes", "probes", "problems", "plan", "components", "unmeasured", "limits", "conditions",
+    "device_libraries", "evidence", "forecast", "state_before", "state_after",
+})  # fmt: skip
 _SHOWN_NEAR = 5
 
 
@@ -168,11 +174,30 @@ def known_hosts(connection: duckdb.DuckDBPyConnection) -> list[KnownHost]:
 
 def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None, *, itl: bool) -> list[Row]:
     """The view ``case_results`` of some runs (None: of all), in the order of runs, hosts and cases."""
-    source = "case_results" if itl else f"({CASE_RESULTS_WITHOUT_GAPS})"
+    _make_spans(connection, run_ids)
+    source = (CASE_RESULTS if itl else CASE_RESULTS_WITHOUT_GAPS).replace(f"({SPANS})", f"(FROM {_SPANS_TABLE})")
     where, parameters = _of_runs(run_ids, "c.run_id")
-    sql = f"""SELECT c.* FROM {source} c JOIN runs USING (run_id) WHERE {where}
+    sql = f"""SELECT c.* FROM ({source}) c JOIN runs USING (run_id) WHERE {where}
         ORDER BY runs.created_at, c.run_id, c.host, c.case_index"""  # noqa: S608 - our text
-    return rows(connection, sql, parameters)
+    cases = rows(connection, sql, parameters)
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for part in rows(connection, f"WITH spans AS (FROM {_SPANS_TABLE}) {PARTS}"):
+        parts[part["case_id"]].append(part)
+    sql = "SELECT fingerprint, agent_version, devices, limits FROM hosts ORDER BY seen_at"
+    hosts = {host["fingerprint"]: host for host in rows(connection, sql)}
+    return [
+        case | telemetry.derive(case, parts.get(case["case_id"], ()), hosts.get(case["fingerprint"])) for case in cases
+    ]
+
+
+_SPANS_TABLE = "temp.main.told_spans"
+
+
+def _make_spans(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None) -> None:
+    """The spans of some runs as a table of this connection: samples are read once for all that rests on them."""
+    where, parameters = _of_runs(run_ids, "run_id")
+    spans = SPANS.replace("WHERE case_id IS NOT NULL", f"WHERE case_id IS NOT NULL AND {where}")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE told_spans AS {spans}", parameters)
 
 
 def hosts_of_runs(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
@@ -206,10 +231,15 @@ def round_values(connection: duckdb.DuckDBPyConnection, metric: str, run_ids: Se
     source = BY_NAME[metric].by_round
     if source is None:
         return RoundValues(np.empty(0, object), np.empty(0), np.empty(0))
+    if source.table is Source.ENERGY:
+        return _round_energy(connection, source.value, float(source.weight), run_ids)
     where, parameters = _of_runs(run_ids, "run_id")
     if source.table is Source.REQUESTS:
         sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM request_metrics
             WHERE NOT warmup AND status = 'ok' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
+    elif source.table is Source.SCORES:
+        sql = f"""SELECT q.case_id, {source.value} AS value, {source.weight} AS weight FROM ({SCORED}) s
+            JOIN requests q USING (request_id) WHERE q.{where} GROUP BY q.case_id, q.round_id"""  # noqa: S608
     elif source.table is Source.SAMPLES:
         sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM samples
             WHERE phase = 'round' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
@@ -223,6 +253,32 @@ def round_values(connection: duckdb.DuckDBPyConnection, metric: str, run_ids: Se
         np.asarray(found["case_id"], object),
         np.ma.filled(np.ma.asarray(found["value"]).astype(np.float64), np.nan),
         np.ma.filled(np.ma.asarray(found["weight"]).astype(np.float64), 0.0),
+    )
+
+
+def _round_energy(
+    connection: duckdb.DuckDBPyConnection, count: str, factor: float, run_ids: Sequence[str] | None
+) -> RoundValues:
+    """Energy of each counted round for one of its answers' tokens or requests, × ``factor``; of metered cases only."""
+    cases = [case for case in case_results(connection, run_ids, itl=False) if case["energy_scope"] is not None]
+    parts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for part in rows(connection, f"WITH spans AS (FROM {_SPANS_TABLE}) {ROUND_PARTS}"):
+        parts[part["case_id"]][part["round_id"]].append(part)
+    sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM requests
+        WHERE NOT warmup AND status = 'ok' AND case_id IN (SELECT unnest(?)) GROUP BY round_id"""
+    counts = {row["round_id"]: row for row in rows(connection, sql, [[case["case_id"] for case in cases]])}
+    found = [
+        (case["case_id"], joules / counted[count] * factor, float(counted[count]))
+        for case in cases
+        for joules, counted in telemetry.round_energy(
+            case, [(mine, counts[name]) for name, mine in parts[case["case_id"]].items() if name in counts]
+        )
+        if counted[count]
+    ]
+    return RoundValues(
+        np.array([case_id for case_id, _, _ in found], object),
+        np.array([value for _, value, _ in found], np.float64),
+        np.array([weight for _, _, weight in found], np.float64),
     )
 
 
@@ -253,6 +309,30 @@ def request_times(connection: duckdb.DuckDBPyConnection, case_ids: Sequence[str]
         )
         for name, part in parts.items()
     }
+
+
+def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
+    """What the host was like in each counted round that ended, for `host_rules`: its states and what telemetry saw."""
+    _make_spans(connection, run_ids)
+    sql = f"""
+        WITH seen AS (
+          SELECT round_id, sum(host_cpu_busy_ns) AS busy_ns, sum(host_cpu_total_ns) AS total_ns,
+                 sum(runtime_cpu_ns) AS runtime_ns, sum(load_cpu_ns) AS load_ns, sum(agent_cpu_ns) AS agent_ns,
+                 max(device_power_throttle_ns / nullif(end_ns - start_ns, 0)) AS power_throttled_ratio,
+                 max(device_thermal_throttle_ns / nullif(end_ns - start_ns, 0)) AS thermal_throttled_ratio,
+                 max(throttled_ratio) AS throttled_ratio, bit_or(throttle_reasons) AS throttle_reasons,
+                 sum(host_cpu_throttle_count) AS cpu_throttle_count,
+                 max(host_memory_pressure_us * 1e3 / nullif(end_ns - start_ns, 0)) AS memory_pressure_ratio,
+                 min(available_least_bytes) AS available_least_bytes, min(on_battery_least) AS on_battery_least,
+                 max(on_battery_most) AS on_battery_most, max(largest_gap_ns) / 1e9 AS largest_gap_s,
+                 max(samples) AS samples
+          FROM {_SPANS_TABLE} WHERE phase = 'round' GROUP BY round_id)
+        SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,
+               seen.* EXCLUDE (round_id)
+        FROM rounds r LEFT JOIN seen USING (round_id)
+        WHERE NOT r.warmup AND r.end_ns IS NOT NULL AND r.run_id IN (SELECT unnest(?))
+        ORDER BY r.case_id, r.round_index"""  # noqa: S608 - our own text
+    return rows(connection, sql, [list(run_ids)])
 
 
 def certificates(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:

@@ -14,6 +14,8 @@ Per case (`case_results`) only ok requests of counted rounds enter; see the comm
 
 from __future__ import annotations
 
+from benchfleet_controller.store.spans import SAMPLE_PART, SPANS
+
 REQUEST_METRICS = """
 SELECT
   request_id, run_id, job_id, case_id, round_id, warmup, prompt_id, status, reason, start_ns,
@@ -109,27 +111,19 @@ WHERE k.failure_reason IS NULL GROUP BY c.case_id
 """
 
 # What the runtime held at each stage of a case.
-CASE_STAGES = """
+CASE_STAGES = f"""
 SELECT case_id, run_id, phase, min(start_ns) AS start_ns, sum(samples)::BIGINT AS samples,
        max(rss_first_bytes) AS rss_first_bytes, max(rss_last_bytes) AS rss_last_bytes,
        max(rss_peak_bytes) AS rss_peak_bytes, max(anon_last_bytes) AS anon_last_bytes,
        max(file_last_bytes) AS file_last_bytes, sum(device_memory_last_bytes)::BIGINT AS device_memory_last_bytes
-FROM (SELECT case_id, run_id, phase, device_id, min(sample_ns) AS start_ns, count(*) AS samples,
-             min_by(runtime_rss_bytes, sample_ns) AS rss_first_bytes,
-             max_by(runtime_rss_bytes, sample_ns) AS rss_last_bytes, max(runtime_rss_bytes) AS rss_peak_bytes,
-             max_by(runtime_anon_bytes, sample_ns) AS anon_last_bytes,
-             max_by(runtime_file_bytes, sample_ns) AS file_last_bytes,
-             max_by(device_memory_used_bytes, sample_ns) AS device_memory_last_bytes
-      FROM samples WHERE case_id IS NOT NULL GROUP BY case_id, run_id, phase, device_id)
+FROM (SELECT case_id, run_id, phase, device_id, min(start_ns) AS start_ns, sum(samples) AS samples,
+             min_by(rss_first_bytes, start_ns) AS rss_first_bytes, max_by(rss_last_bytes, end_ns) AS rss_last_bytes,
+             max(rss_peak_bytes) AS rss_peak_bytes, max_by(anon_last_bytes, end_ns) AS anon_last_bytes,
+             max_by(file_last_bytes, end_ns) AS file_last_bytes,
+             max_by(device_used_last_bytes, end_ns) AS device_memory_last_bytes
+      FROM ({SPANS}) GROUP BY case_id, run_id, phase, device_id)
 GROUP BY case_id, run_id, phase
-"""
-
-STAGE_PART = """
-SELECT case_id, max(rss_first_bytes) FILTER (WHERE phase = 'loaded') AS ram_loaded_bytes,
-       max(rss_last_bytes) FILTER (WHERE phase = 'loaded') AS ram_before_unload_bytes,
-       max(rss_last_bytes) FILTER (WHERE phase = 'after') AS ram_after_unload_bytes
-FROM case_stages GROUP BY case_id
-"""
+"""  # noqa: S608 - our own text
 
 # Tokens over wall time of the rounds that ended; a round cut short has no wall time to divide by.
 ROUND_PART = """
@@ -144,56 +138,23 @@ LEFT JOIN (SELECT round_id, sum(output_tokens) FILTER (WHERE status = 'ok') AS t
 WHERE NOT r.warmup AND r.end_ns IS NOT NULL GROUP BY r.case_id
 """
 
-SAMPLE_PART = """
-WITH in_rounds AS (
-  SELECT s.case_id, s.round_id, coalesce(s.device_id, '') AS device_id, sample_ns,
-         runtime_cpu_ns, device_busy_ratio, device_power_w, device_energy_mj,
-         lag(sample_ns) OVER same AS last_ns, lag(device_power_w) OVER same AS last_power_w
-  FROM samples s WHERE s.phase = 'round'
-  WINDOW same AS (PARTITION BY s.case_id, s.round_id, s.probe_id, s.device_id ORDER BY sample_ns)
-), cpu AS (
-  SELECT case_id, sum(used_ns) / nullif(sum(span_ns), 0) AS busy_cores FROM (
-    SELECT case_id, max_by(runtime_cpu_ns, sample_ns) - min_by(runtime_cpu_ns, sample_ns) AS used_ns,
-           max(sample_ns) - min(sample_ns) AS span_ns
-    FROM in_rounds WHERE runtime_cpu_ns IS NOT NULL GROUP BY case_id, round_id)
-  WHERE used_ns >= 0 AND span_ns > 0 GROUP BY case_id
-), energy AS (
-  -- A counter where there is one; else power over time (trapezoids between readings of a round).
-  SELECT case_id, sum(round_j) AS energy_j FROM (
-    SELECT case_id, round_id, device_id, coalesce(
-      CASE WHEN count(device_energy_mj) > 1
-           THEN (max_by(device_energy_mj, sample_ns) - min_by(device_energy_mj, sample_ns)) / 1e3 END,
-      sum((device_power_w + last_power_w) / 2 * (sample_ns - last_ns) / 1e9)) AS round_j
-    FROM in_rounds GROUP BY case_id, round_id, device_id)
-  WHERE round_j >= 0 GROUP BY case_id
-), busy AS (
-  SELECT case_id, max(ratio) AS gpu_busy_ratio FROM (
-    SELECT case_id, device_id, coalesce(
-      sum(device_busy_ratio * (sample_ns - last_ns))
-        / nullif(sum(sample_ns - last_ns) FILTER (WHERE device_busy_ratio IS NOT NULL), 0),
-      avg(device_busy_ratio)) AS ratio
-    FROM in_rounds GROUP BY case_id, device_id)
-  GROUP BY case_id
-), device_memory AS (
-  -- The runtime's own share where the driver tells it; else what the device holds above its baseline.
-  SELECT case_id, sum(peak)::BIGINT AS vram_peak_bytes FROM (
-    SELECT case_id, device_id, coalesce(
-      max(device_memory_runtime_bytes),
-      greatest(0, max(device_memory_used_bytes) FILTER (WHERE phase <> 'baseline')
-                  - median(device_memory_used_bytes) FILTER (WHERE phase = 'baseline'))) AS peak
-    FROM samples WHERE device_id IS NOT NULL GROUP BY case_id, device_id)
-  GROUP BY case_id
-)
-SELECT a.case_id, a.samples, a.ram_peak_bytes, a.swap_growth_bytes, vram_peak_bytes, gpu_busy_ratio, busy_cores,
-       energy_j
-FROM (SELECT case_id, count(*) AS samples, max(runtime_rss_bytes) AS ram_peak_bytes,
-             max(host_swap_used_bytes) - min_by(host_swap_used_bytes, sample_ns) AS swap_growth_bytes
-      FROM samples WHERE case_id IS NOT NULL GROUP BY case_id) a
-LEFT JOIN cpu USING (case_id) LEFT JOIN energy USING (case_id)
-LEFT JOIN busy USING (case_id) LEFT JOIN device_memory USING (case_id)
+# What the prompt's author expects decides; a judge only where nothing was expected.
+SCORED = """
+SELECT case_id, request_id,
+       coalesce(max(score) FILTER (WHERE scorer = 'expected'), avg(score) FILTER (WHERE scorer <> 'expected')) AS score,
+       CASE WHEN count(score) FILTER (WHERE scorer = 'expected') > 0 THEN 'expected'
+            ELSE string_agg(DISTINCT scorer, '+' ORDER BY scorer) END AS source
+FROM scores WHERE score IS NOT NULL GROUP BY case_id, request_id
 """
 
+QUALITY_PART = f"""
+SELECT case_id, avg(score) AS quality_ratio, count(score) AS quality_n,
+       string_agg(DISTINCT source, '+' ORDER BY source) AS quality_source
+FROM ({SCORED}) GROUP BY case_id
+"""  # noqa: S608 - our own text
+
 CASE_RESULTS = f"""
+WITH spans AS MATERIALIZED ({SPANS})
 SELECT
   j.host_name AS host, coalesce(c.device, c.device_asked) AS device, c.runtime,
   coalesce(c.alias, c.model) AS model, c.variant, c.status, c.reason,
@@ -219,8 +180,13 @@ SELECT
   c.round_duration_s, c.minimum_duration_s, c.interval_ratio, c.maximum_rounds,
   c.prompt_token_count, q.prompt_tokens_min, q.prompt_tokens_max, c.prefix_cache, c.deterministic,
   c.page_cache, c.page_cache_ratio, c.idle_pause_s, i.idle_ttft_s, c.unload_ns / 1e9 AS unload_s,
-  t.ram_loaded_bytes, t.ram_before_unload_bytes, t.ram_after_unload_bytes,
-  k.ttft_error_s, k.itl_error_s, o.rounds_s, c.block_index
+  s.ram_loaded_bytes, s.ram_before_unload_bytes, s.ram_after_unload_bytes,
+  k.ttft_error_s, k.itl_error_s, o.rounds_s, c.block_index,
+  s.ram_baseline_bytes, s.ram_steady_bytes, s.ram_anon_peak_bytes, s.ram_file_peak_bytes,
+  greatest(0, s.ram_before_unload_bytes - s.ram_after_unload_bytes) AS ram_given_back_bytes,
+  s.vram_basis, s.vram_given_back_bytes, s.busy_cores,
+  c.path, c.keep_warm_period_s, c.conditions, c.device_libraries, c.evidence, c.forecast,
+  w.quality_ratio, coalesce(w.quality_n, 0) AS quality_n, w.quality_source
 FROM cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
@@ -229,9 +195,9 @@ LEFT JOIN ({REQUEST_PART}) q ON q.case_id = c.case_id
 LEFT JOIN ({GAP_PART}) g ON g.case_id = c.case_id
 LEFT JOIN ({COLD_PART}) f ON f.case_id = c.case_id
 LEFT JOIN ({IDLE_PART}) i ON i.case_id = c.case_id
-LEFT JOIN ({STAGE_PART}) t ON t.case_id = c.case_id
 LEFT JOIN ({CERTIFICATE_PART}) k ON k.case_id = c.case_id
 LEFT JOIN ({ROUND_PART}) o ON o.case_id = c.case_id
+LEFT JOIN ({QUALITY_PART}) w ON w.case_id = c.case_id
 LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
 """  # noqa: S608 - our own text
 

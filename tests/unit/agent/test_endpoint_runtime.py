@@ -6,6 +6,7 @@ import email.message
 import io
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -20,24 +21,41 @@ from benchfleet_agent.runtimes.endpoint import (
     is_remote,
     normalise_url,
 )
+from benchfleet_agent.runtimes.port_owner import PortOwner
+from fakes.dialects import FakeServer, MemoryOpener, Reply
+from fakes.dialects.foundry import FakeFoundryService
+from fakes.dialects.ollama import FakeOllama
 
 Answer = bytes | Exception
 
 
-class MemoryOpener:
-    """Stands in for urllib's opener."""
+class Listing(FakeServer):
+    """Answers the listing as told, and knows no other path."""
+
+    def __init__(self, listing: bytes) -> None:
+        super().__init__()
+        self.listing = listing
+
+    def native(self, method: str, path: str, body: Any) -> Reply | None:
+        return Reply(self.listing) if path == "/v1/models" else None
+
+
+class PlainOpener(MemoryOpener):
+    """A server that is nothing but OpenAI-compatible; `answer` is its listing, or what is raised for it."""
 
     def __init__(self, answer: Answer) -> None:
+        self.listing = Listing(b"")
+        super().__init__(self.listing)
         self.answer = answer
-        self.requests: list[urllib.request.Request] = []
 
     def open(self, request: urllib.request.Request, timeout: float) -> Any:
-        """Answer from memory."""
-        assert timeout > 0
-        self.requests.append(request)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return io.BytesIO(self.answer)
+        refused = (
+            isinstance(self.answer, urllib.error.HTTPError)
+            and urllib.parse.urlsplit(request.full_url).path != "/v1/models"
+        )
+        self.problem = self.answer if isinstance(self.answer, Exception) and not refused else None
+        self.listing.listing = b"" if isinstance(self.answer, Exception) else self.answer
+        return super().open(request, timeout)
 
 
 def listing(*ids: str) -> bytes:
@@ -45,14 +63,22 @@ def listing(*ids: str) -> bytes:
 
 
 def runtime_with(answer: Answer, url: str = "http://127.0.0.1:8080", **settings: Any) -> EndpointRuntime:
-    runtime = EndpointRuntime(EndpointSettings(url, **settings))
-    runtime._opener = MemoryOpener(answer)  # type: ignore[assignment]
+    runtime = EndpointRuntime(EndpointSettings(url, **settings), find_service=no_service, find_owner=hidden_owner)
+    runtime._client._opener = PlainOpener(answer)  # type: ignore[assignment]
     return runtime
 
 
-def opener_of(runtime: EndpointRuntime) -> MemoryOpener:
-    opener: Any = runtime._opener
-    assert isinstance(opener, MemoryOpener)
+def no_service() -> str | None:
+    return None
+
+
+def hidden_owner(port: int) -> PortOwner:
+    return PortOwner(reason=f"nobody tells who has port {port}")
+
+
+def opener_of(runtime: EndpointRuntime) -> PlainOpener:
+    opener: Any = runtime._client._opener
+    assert isinstance(opener, PlainOpener)
     return opener
 
 
@@ -110,7 +136,7 @@ def test_the_key_comes_from_the_environment_and_never_shows() -> None:
     loaded = runtime.open(runtime.resolve("m", None), Placement()).load(1.0)
     assert loaded.endpoint.api_key == "hunter2"
     assert "hunter2" not in repr(settings) + repr(loaded) + repr(runtime)
-    assert opener_of(runtime).requests[0].get_header("Authorization") == "Bearer hunter2"
+    assert {request.get_header("Authorization") for request in opener_of(runtime).seen} == {"Bearer hunter2"}
 
 
 def test_a_key_that_is_no_header_is_refused_and_not_shown() -> None:
@@ -122,14 +148,14 @@ def test_a_key_that_is_no_header_is_refused_and_not_shown() -> None:
 def test_no_key_sends_no_authorization() -> None:
     runtime = runtime_with(listing("m"))
     runtime.models()
-    (request,) = opener_of(runtime).requests
-    assert request.full_url == "http://127.0.0.1:8080/v1/models"
-    assert not request.has_header("Authorization")
+    requests = opener_of(runtime).seen
+    assert requests[-1].full_url == "http://127.0.0.1:8080/v1/models"
+    assert not any(request.has_header("Authorization") for request in requests)
 
 
 def test_loopback_uses_no_proxy_and_nobody_follows_redirects() -> None:
     here = EndpointRuntime(EndpointSettings("http://127.0.0.1:1"))
-    proxies = [h for h in here._opener.handlers if isinstance(h, urllib.request.ProxyHandler)]  # type: ignore[attr-defined]
+    proxies = [h for h in here._client._opener.handlers if isinstance(h, urllib.request.ProxyHandler)]  # type: ignore[attr-defined]
     assert not any(getattr(handler, "proxies", {}) for handler in proxies)
 
 
@@ -246,3 +272,109 @@ def test_a_server_that_went_away_is_a_crashed_runtime() -> None:
     with pytest.raises(WorkFailed) as caught:
         session.check()
     assert caught.value.failure.reason is Reason.RUNTIME_CRASHED
+
+
+def test_a_busy_server_is_not_taken_for_a_dead_one() -> None:
+    runtime = runtime_with(listing("m"))
+    session = runtime.open(runtime.resolve("m", None), Placement())
+    opener_of(runtime).answer = urllib.error.URLError(TimeoutError("slow"))
+    session.check()
+
+
+def test_a_memory_that_cannot_be_measured_is_said() -> None:
+    runtime = runtime_with(listing("m"), "http://127.0.0.1:5273")
+    session = runtime.open(runtime.resolve("m", None), Placement())
+    said: list[str] = []
+    session.prepare(lambda message, fraction: said.append(message))
+    assert said == ["the runtime's memory is not measured: nobody tells who has port 5273"]
+
+
+def test_the_servers_processes_are_charged_and_asked_for_again_only_after_a_while() -> None:
+    asked: list[int] = []
+
+    def owner(port: int) -> PortOwner:
+        asked.append(port)
+        return PortOwner((4711,))
+
+    runtime = EndpointRuntime(EndpointSettings("http://localhost:9"), find_service=no_service, find_owner=owner)
+    runtime._client._opener = PlainOpener(listing("m"))  # type: ignore[assignment]
+    session = runtime.open(runtime.resolve("m", None), Placement())
+    session.prepare(lambda message, fraction: None)
+    assert [session.process_ids() for _ in range(20)] == [(4711,)] * 20
+    assert asked == [9]
+
+
+def test_a_tunnel_on_loopback_leads_to_another_machine() -> None:
+    def owner(port: int) -> PortOwner:
+        return PortOwner(reason="a tunnel", forwarder="ssh")
+
+    runtime = EndpointRuntime(EndpointSettings("http://localhost:9"), find_service=no_service, find_owner=owner)
+    runtime._client._opener = PlainOpener(listing("m"))  # type: ignore[assignment]
+    session = runtime.open(runtime.resolve("m", None), Placement())
+    session.prepare(lambda message, fraction: None)
+    assert session.load(1.0).endpoint.remote
+
+
+def test_what_a_server_is_is_asked_once_a_minute() -> None:
+    now = [0.0]
+    runtime = EndpointRuntime(EndpointSettings("http://127.0.0.1:1"), clock=lambda: now[0], find_service=no_service)
+    runtime._client._opener = opener = PlainOpener(listing("m"))  # type: ignore[assignment]
+    first = runtime.dialect()
+    asked = len(opener.seen)
+    assert runtime.dialect() is first
+    assert len(opener.seen) == asked
+    now[0] = 61.0
+    assert runtime.dialect() is not first
+
+
+def test_foundry_local_is_found_again_at_its_new_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = MemoryOpener(FakeFoundryService())
+
+    def build(*handlers: Any) -> Any:
+        return moved
+
+    runtime = EndpointRuntime(
+        EndpointSettings("http://localhost:5273"),
+        find_service=lambda: "http://127.0.0.1:58338/",
+        find_owner=hidden_owner,
+    )
+    runtime._client._opener = PlainOpener(urllib.error.URLError(ConnectionRefusedError(111, "")))  # type: ignore[assignment]
+    monkeypatch.setattr(urllib.request, "build_opener", build)
+    model = runtime.resolve("phi-4-mini", "cpu")
+    session = runtime.open(model, Placement())
+    session.prepare(lambda message, fraction: None)
+    assert session.load(5.0).endpoint.base_url == "http://127.0.0.1:58338/v1"
+
+
+def test_a_server_that_only_takes_its_time_has_not_moved() -> None:
+    asked: list[str] = []
+
+    def find() -> str | None:
+        asked.append("foundry")
+        return "http://127.0.0.1:1"
+
+    runtime = EndpointRuntime(EndpointSettings("http://localhost:5273"), find_service=find)
+    runtime._client._opener = PlainOpener(TimeoutError("slow"))  # type: ignore[assignment]
+    with pytest.raises(WorkFailed):
+        runtime.models()
+    assert asked == []
+
+
+def test_a_description_says_what_the_server_is_and_can() -> None:
+    said = runtime_with(listing("m")).describe()
+    assert (said.dialect, said.endpoint_url, said.capabilities) == (
+        "openai",
+        "http://127.0.0.1:8080/v1",
+        frozenset({"list"}),
+    )
+
+
+def test_a_model_not_listed_yet_can_be_asked_of_a_library_only() -> None:
+    runtime = runtime_with(listing("m"))
+    with pytest.raises(WorkFailed) as caught:
+        runtime.pullable("new", None)
+    assert caught.value.failure.reason is Reason.UNSUPPORTED
+    library = runtime_with(listing())
+    library._client._opener = MemoryOpener(FakeOllama("old:1"))  # type: ignore[assignment]
+    assert library.pullable("new:1", None) == Model("new:1", "new:1", cached=False, loaded=False)
+    assert library.pullable("old:1", None).cached

@@ -173,9 +173,10 @@ def test_a_load_failure_is_classified_by_its_words(
 
 
 def test_load_reports_what_the_configuration_selects(
-    service: foundry_child.Service, catalog: FakeCatalog, tmp_path: Path
+    service: foundry_child.Service, catalog: FakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started(service)
+    monkeypatch.setattr(foundry_child, "provider_is_absent", lambda provider: False)
     config = tmp_path / "genai_config.json"
     catalog.models["x"] = FakeModel(str(tmp_path), {})
     for options, provider in (("[]", "CPUExecutionProvider"), ('[{"cuda": {}}]', "cuda")):
@@ -187,6 +188,27 @@ def test_load_reports_what_the_configuration_selects(
     assert tell(service, do="load", variant="x")["execution_provider"] is None
     assert tell(service, do="unload")["event"] == "unloaded"
     assert tell(service, do="unload")["reason"] == "not_loaded"
+
+
+@pytest.mark.parametrize(
+    ("mapped", "provider", "fell_back"),
+    [("/usr/lib/libcuda.so.1", "cuda", False), ("/usr/lib/libm.so", "CPUExecutionProvider", True)],
+)
+def test_a_load_that_fell_back_to_the_cpu_says_so(
+    service: foundry_child.Service, catalog: FakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    mapped: str, provider: str, fell_back: bool,
+) -> None:  # fmt: skip
+    started(service)
+    monkeypatch.setattr(foundry_child, "sys", SimpleNamespace(platform="linux"))
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f00-7f01 r-xp 0 0 0 {mapped}\n")
+    monkeypatch.setattr(foundry_child, "Path", lambda path: maps if path == "/proc/self/maps" else Path(path))
+    (tmp_path / "genai_config.json").write_text(
+        '{"model":{"decoder":{"session_options":{"provider_options":[{"cuda": {}}]}}}}'
+    )
+    catalog.models["x"] = FakeModel(str(tmp_path), {})
+    answer = tell(service, do="load", variant="x")
+    assert (answer["execution_provider"], answer["fell_back"]) == (provider, fell_back)
 
 
 def test_commands_out_of_order_or_unknown_are_answered(service: foundry_child.Service) -> None:

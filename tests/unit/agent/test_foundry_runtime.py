@@ -18,6 +18,7 @@ from benchfleet_agent.runtimes import (
     foundry,
     foundry_child,
     foundry_link,
+    foundry_session,
 )
 from benchfleet_agent.runtimes.foundry import FoundryRuntime
 from benchfleet_agent.runtimes.foundry import FoundrySession as Session
@@ -110,6 +111,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
         is_built=lambda cache, variant: (Path(cache) / variant.replace(":", "-")).is_dir(),
     )
     monkeypatch.setattr(foundry, "reference_model", fake)
+    monkeypatch.setattr(foundry_session, "reference_model", fake)
     yield ScriptedChild.made
     ScriptedChild.made.clear()
 

@@ -3,76 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchfleet.samples import BY_NAME
+from benchfleet.samples import BY_NAME, THROTTLE_REASONS
 from benchfleet_agent.probes import Targets, Unavailable
 from benchfleet_agent.probes.nvidia import METRICS, NvidiaProbe
+from benchfleet_agent.probes.nvml_fields import memory_bandwidth_bytes_per_s, throttle_reasons
+from fakes.nvml import NOW_US, FakeNvml, sample
 
 S = 1_000_000_000
 RUNTIME = Targets(runtime_pids=(10,))
-
-
-class FakeError(Exception):
-    def __init__(self, value: int) -> None:
-        super().__init__(f"code {value}")
-        self.value = value
-
-
-class FakeNvml:
-    """The part of pynvml the probe uses; ``errors`` maps a function's name to the code it fails with."""
-
-    NVMLError = FakeError
-    NVML_SUCCESS = 0
-    NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NO_PERMISSION = 2, 3, 4
-    NVML_ERROR_NOT_FOUND, NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND = 6, 9, 12
-    NVML_ERROR_FUNCTION_NOT_FOUND, NVML_ERROR_GPU_IS_LOST, NVML_ERROR_LIB_RM_VERSION_MISMATCH = 13, 15, 18
-    NVML_ERROR_NO_DATA, NVML_ERROR_ARGUMENT_VERSION_MISMATCH, NVML_ERROR_NOT_READY = 21, 25, 27
-    NVML_FI_DEV_POWER_INSTANT, NVML_TEMPERATURE_GPU = 186, 0
-
-    def __init__(self, count: int = 1) -> None:
-        self.nvmlMemory_v2 = 0x02000028
-        self.count = count
-        self.errors: dict[str, int] = {}
-        self.calls: list[str] = []
-        self.compute: list[Any] = [SimpleNamespace(pid=10, usedGpuMemory=600), SimpleNamespace(pid=99, usedGpuMemory=1)]
-        self.graphics: list[Any] = []
-        self.field_return = 0
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            self.calls.append(name)
-            if name in self.errors:
-                raise FakeError(self.errors[name])
-            return self.answer(name, *arguments, **keywords)
-
-        return call
-
-    def answer(self, name: str, *arguments: Any, version: int | None = None) -> Any:
-        field = SimpleNamespace(nvmlReturn=self.field_return, value=SimpleNamespace(uiVal=123_456))
-        answers: dict[str, Callable[[], Any]] = {
-            "nvmlSystemGetDriverVersion": lambda: b"610.57",
-            "nvmlDeviceGetCount": lambda: self.count,
-            "nvmlDeviceGetHandleByIndex": lambda: arguments[0],
-            "nvmlDeviceGetUUID": lambda: f"GPU-{arguments[0]}",
-            "nvmlDeviceGetName": lambda: "Fake GPU",
-            "nvmlDeviceGetMemoryInfo": lambda: SimpleNamespace(total=8_000, used=700 if version else 1_000),
-            "nvmlDeviceGetUtilizationRates": lambda: SimpleNamespace(gpu=37, memory=5),
-            "nvmlDeviceGetFieldValues": lambda: [field],
-            "nvmlDeviceGetPowerUsage": lambda: 99_000,
-            "nvmlDeviceGetTotalEnergyConsumption": lambda: 5_000_000_000_123,
-            "nvmlDeviceGetTemperature": lambda: 61,
-            "nvmlDeviceGetComputeRunningProcesses": lambda: self.compute,
-            "nvmlDeviceGetGraphicsRunningProcesses": lambda: self.graphics,
-        }
-        return answers.get(name, lambda: None)()
 
 
 class Clock:
@@ -83,7 +26,13 @@ class Clock:
 
 
 def make(nvml: FakeNvml, *, foreign: bool = False, clock: Clock | None = None) -> NvidiaProbe:
-    probe = NvidiaProbe(nvml, clock=clock or Clock(), tree=lambda roots: (11,), foreign_ids=lambda: foreign)
+    probe = NvidiaProbe(
+        nvml,
+        clock=clock or Clock(),
+        wall_clock=lambda: NOW_US * 1_000,
+        tree=lambda roots: (11,),
+        foreign_ids=lambda: foreign,
+    )
     probe.discover()
     return probe
 
@@ -96,11 +45,21 @@ def test_units_and_identity() -> None:
     probe = make(FakeNvml())
     assert read(probe) == {
         "device_memory_used_bytes": 700,
+        "device_memory_reserved_bytes": 300,
         "device_memory_runtime_bytes": 600,
         "device_busy_ratio": 0.37,
+        "device_memory_busy_ratio": 0.05,
+        "device_runtime_busy_ratio": pytest.approx(0.42),
         "device_power_w": 123.456,
+        "device_power_average_w": 120.0,
+        "device_power_limit_w": 450.0,
         "device_energy_mj": 5_000_000_000_123,
         "device_temperature_c": 61.0,
+        "device_clock_hz": 2.52e9,
+        "device_memory_clock_hz": 10.501e9,
+        "device_throttle_reasons": 1 | 2,
+        "device_power_throttle_ns": 3_007,
+        "device_thermal_throttle_ns": 520,
     }
     assert set(METRICS) <= set(BY_NAME)
     (device,) = probe.devices()
@@ -110,6 +69,8 @@ def test_units_and_identity() -> None:
         "610.57",
         8_000,
     )
+    assert device.memory_kind == "dedicated"
+    assert device.memory_bandwidth_bytes_per_s == pytest.approx(1008e9, rel=1e-3)
     assert probe.gaps() == {}
 
 
@@ -125,31 +86,38 @@ def test_costly_readings_are_rare() -> None:
         probe.read(RUNTIME)
         clock.now += S // 10
     assert nvml.calls.count("nvmlDeviceGetUtilizationRates") == 100
-    assert nvml.calls.count("nvmlDeviceGetTemperature") == 10
-    assert nvml.calls.count("nvmlDeviceGetComputeRunningProcesses") == 2
+    for once_a_second in ("Temperature", "ProcessUtilization", "EnforcedPowerLimit"):
+        assert nvml.calls.count(f"nvmlDeviceGet{once_a_second}") == 10
+    assert "nvmlDeviceGetComputeRunningProcesses" not in nvml.calls
     probe.read_at_edge(RUNTIME)
-    assert nvml.calls.count("nvmlDeviceGetComputeRunningProcesses") == 3
+    assert nvml.calls.count("nvmlDeviceGetComputeRunningProcesses") == 1
 
 
 @pytest.mark.parametrize(
-    ("function", "metric"),
+    ("function", "metrics"),
     [
-        ("nvmlDeviceGetMemoryInfo", "device_memory_used_bytes"),
-        ("nvmlDeviceGetUtilizationRates", "device_busy_ratio"),
-        ("nvmlDeviceGetTotalEnergyConsumption", "device_energy_mj"),
-        ("nvmlDeviceGetTemperature", "device_temperature_c"),
-        ("nvmlDeviceGetComputeRunningProcesses", "device_memory_runtime_bytes"),
+        ("nvmlDeviceGetMemoryInfo", {"device_memory_used_bytes", "device_memory_reserved_bytes"}),
+        ("nvmlDeviceGetUtilizationRates", {"device_busy_ratio", "device_memory_busy_ratio"}),
+        ("nvmlDeviceGetTotalEnergyConsumption", {"device_energy_mj"}),
+        ("nvmlDeviceGetTemperature", {"device_temperature_c"}),
+        ("nvmlDeviceGetClockInfo", {"device_clock_hz", "device_memory_clock_hz"}),
+        ("nvmlDeviceGetEnforcedPowerLimit", {"device_power_limit_w"}),
+        ("nvmlDeviceGetProcessUtilization", {"device_runtime_busy_ratio"}),
+        ("nvmlDeviceGetComputeRunningProcesses", {"device_memory_runtime_bytes"}),
     ],
 )
 @pytest.mark.parametrize("code", [3, 4, 13, 25])
-def test_a_refused_metric_is_absent_with_a_reason_and_asked_once(function: str, metric: str, code: int) -> None:
+def test_a_refused_metric_is_absent_with_a_reason_and_asked_once(function: str, metrics: set[str], code: int) -> None:
     nvml = FakeNvml()
     nvml.errors[function] = code
     probe = make(nvml)
     values = read(probe)
-    assert {name for name, value in values.items() if value is None} == {metric}
-    assert set(probe.gaps()) == {metric}
-    assert f"code {code}" in probe.gaps()[metric]
+    assert {name for name, value in values.items() if value is None} == metrics
+    assert set(probe.gaps()) == metrics
+    assert all(f"code {code}" in reason for reason in probe.gaps().values())
+    count = nvml.calls.count(function)
+    read(probe)
+    assert nvml.calls.count(function) == count
 
 
 def test_no_figure_this_time_is_no_refusal() -> None:
@@ -162,13 +130,131 @@ def test_no_figure_this_time_is_no_refusal() -> None:
 
 
 @pytest.mark.parametrize("how", ["field", "call"])
-def test_power_falls_back_to_the_average(how: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "capability", "metric", "absent"),
+    [
+        (6, (7, 5), "device_power_w", "device_power_average_w"),  # Turing
+        (7, (8, 0), "device_power_w", "device_power_average_w"),  # A100
+        (7, (8, 6), "device_power_average_w", "device_power_w"),  # GeForce 30
+        (None, (7, 0), "device_power_w", "device_power_average_w"),
+    ],
+)
+def test_a_driver_without_power_fields_gives_what_the_old_call_means_on_that_gpu(
+    how: str, architecture: int | None, capability: tuple[int, int], metric: str, absent: str
+) -> None:
     nvml = FakeNvml()
+    nvml.capability = capability
+    if architecture is None:
+        nvml.errors["nvmlDeviceGetArchitecture"] = nvml.NVML_ERROR_FUNCTION_NOT_FOUND
+    else:
+        nvml.architecture = architecture
     if how == "field":
-        nvml.field_return = nvml.NVML_ERROR_NOT_SUPPORTED
+        nvml.refused_fields = {185, 186}
     else:
         nvml.errors["nvmlDeviceGetFieldValues"] = nvml.NVML_ERROR_FUNCTION_NOT_FOUND
-    assert read(make(nvml))["device_power_w"] == 99.0
+    probe = make(nvml)
+    values = read(probe)
+    assert (values[metric], values[absent]) == (99.0, None)
+    assert metric in probe.gaps()[absent]
+
+
+def test_throttle_times_fall_back_and_say_when_there_are_none() -> None:
+    nvml = FakeNvml()
+    nvml.refused_fields = {269, 270, 271}
+    assert (read(make(nvml))["device_power_throttle_ns"], read(make(nvml))["device_thermal_throttle_ns"]) == (3_000, 77)
+    nvml.refused_fields |= {74, 75}
+    probe = make(nvml)
+    assert read(probe)["device_thermal_throttle_ns"] is None
+    assert {"device_power_throttle_ns", "device_thermal_throttle_ns"} <= set(probe.gaps())
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [(0x0, []), (0x1 | 0x2 | 0x10 | 0x100, []), (0x4, ["power"]), (0x20, ["thermal"]), (0x48, ["thermal", "hardware"]),
+     (0x80, ["power_brake"]), (0x200, ["board"]), (0x400, ["reliability"])],
+)  # fmt: skip
+def test_only_what_slows_a_gpu_down_is_a_throttle_reason(mask: int, words: list[str]) -> None:
+    bits = throttle_reasons(mask)
+    assert [word for bit, word in THROTTLE_REASONS.items() if bits & bit] == words
+
+
+def test_event_reasons_under_their_old_name() -> None:
+    nvml = FakeNvml()
+    nvml.errors["nvmlDeviceGetCurrentClocksEventReasons"] = nvml.NVML_ERROR_FUNCTION_NOT_FOUND
+    assert read(make(nvml))["device_throttle_reasons"] == 3
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([], 0.0),
+        ([sample(99, 90)], 0.0),
+        ([sample(10, 40)], 0.4),
+        ([sample(10, 40, age_us=2_000_000)], 0.0),  # what a process did long ago lingers in the driver
+        ([sample(10, 40, age_us=900_000), sample(10, 20)], 0.2),
+        ([sample(10, 20), sample(10, 40, age_us=900_000)], 0.2),
+        ([sample(10, 70), sample(11, 60)], 1.0),
+        ([sample(10, 4_000_000_000)], None),
+    ],
+)
+def test_the_runtimes_share_of_a_gpu(samples: list[Any], expected: float | None) -> None:
+    nvml = FakeNvml()
+    nvml.utilization = samples
+    assert read(make(nvml))["device_runtime_busy_ratio"] == expected
+
+
+@pytest.mark.parametrize("code", [0, 6])  # the binding raises "success" when the driver names nobody
+def test_nobody_on_the_gpu_is_no_share_and_no_failure(code: int) -> None:
+    nvml = FakeNvml()
+    nvml.errors["nvmlDeviceGetProcessUtilization"] = code
+    assert read(make(nvml))["device_runtime_busy_ratio"] == 0.0
+    probe = make(nvml, foreign=True)
+    assert read(probe)["device_runtime_busy_ratio"] is None
+    assert "--pid=host" in probe.gaps()["device_runtime_busy_ratio"]
+
+
+@pytest.mark.parametrize(
+    ("width", "clock_mhz", "gb_per_s"),
+    [(384, 10_501, 1_008), (5_120, 2_619, 3_352), (256, 5_001, 320), (None, 10_501, None), (384, None, None)],
+)
+def test_memory_bandwidth_is_that_of_the_data_sheets(
+    width: int | None, clock_mhz: int | None, gb_per_s: float | None
+) -> None:
+    found = memory_bandwidth_bytes_per_s(width, clock_mhz)
+    assert found == (None if gb_per_s is None else pytest.approx(gb_per_s * 1e9, rel=1e-3))
+
+
+def test_one_memory_with_the_cpu_needs_a_known_name_and_a_refusal() -> None:
+    nvml = FakeNvml()
+    nvml.errors["nvmlDeviceGetMemoryInfo"] = nvml.NVML_ERROR_NOT_SUPPORTED
+    assert make(nvml).devices()[0].memory_kind == ""
+    nvml.name = "NVIDIA GB10"
+    probe = make(nvml)
+    device = probe.devices()[0]
+    assert (device.memory_kind, device.memory_bytes, device.memory_bandwidth_bytes_per_s) == ("unified", None, None)
+    values = read(probe)
+    assert (values["device_memory_used_bytes"], values["device_memory_runtime_bytes"]) == (None, 600)
+    assert "host_available_bytes" in probe.gaps()["device_memory_used_bytes"]
+    nvml.errors.clear()
+    assert make(nvml).devices()[0].memory_kind == "dedicated", "a name alone proves nothing"
+
+
+def test_mig_instances_have_memory_of_their_own_and_nothing_else() -> None:
+    nvml = FakeNvml()
+    nvml.mig_slots = [70, None, 71]
+    probe = make(nvml)
+    parent, *instances = probe.devices()
+    assert parent.memory_bytes is None
+    assert "MIG" in parent.display_name
+    assert [(device.device_id, device.memory_bytes) for device in instances] == [("GPU-70", 8_000), ("GPU-71", 8_000)]
+    readings = {
+        reading.device_id: dict(zip(METRICS, reading.values, strict=True)) for reading in probe.read_at_edge(RUNTIME)
+    }
+    measured = {name for name, value in readings["GPU-70"].items() if value is not None}
+    assert measured == {"device_memory_used_bytes", "device_memory_reserved_bytes", "device_memory_runtime_bytes"}
+    assert readings["GPU-0"]["device_power_w"] == 123.456
+    assert "whole GPU" in probe.gaps()["device_busy_ratio@GPU-70"]
+    assert "device_busy_ratio" not in probe.gaps(), "one device has it"
 
 
 def test_processes_count_once_and_with_their_children() -> None:
@@ -204,16 +290,63 @@ def test_a_runtime_that_comes_later_is_still_attributed() -> None:
     assert probe.gaps() == {}
 
 
-def test_a_lost_gpu_fails_the_reading_and_can_be_found_again() -> None:
+def test_a_lost_gpu_is_out_and_the_others_go_on_until_it_is_back() -> None:
+    nvml, clock = FakeNvml(2), Clock()
+    probe = make(nvml, clock=clock)
+    nvml.lost = {1}
+    assert [reading.device_id for reading in probe.read(RUNTIME)] == ["GPU-0"]
+    assert "stopped answering" in probe.gaps()["device_power_w@GPU-1"]
+    assert len(probe.devices()) == 2
+    nvml.calls.clear()
+    clock.now += S
+    probe.read(RUNTIME)
+    assert "nvmlDeviceGetHandleByUUID" not in nvml.calls, "it is not asked all the time"
+    clock.now += 5 * S
+    assert [reading.device_id for reading in probe.read(RUNTIME)] == ["GPU-0"]
+    nvml.lost = set()
+    clock.now += 10 * S
+    assert [reading.device_id for reading in probe.read(RUNTIME)] == ["GPU-0", "GPU-1"]
+    assert probe.gaps() == {}
+
+
+def test_a_gpu_lost_before_the_start_does_not_hide_the_others() -> None:
+    nvml = FakeNvml(2)
+    nvml.lost = {0}
+    assert [reading.device_id for reading in make(nvml).read(RUNTIME)] == ["GPU-1"]
+    nvml.lost = {0, 1}
+    with pytest.raises(Unavailable, match="no questions about its GPU 1"):
+        make(nvml)
+
+
+def test_losing_the_only_gpu_fails_the_reading_and_it_can_be_found_again() -> None:
     nvml = FakeNvml()
     probe = make(nvml)
     nvml.errors["nvmlDeviceGetUtilizationRates"] = nvml.NVML_ERROR_GPU_IS_LOST
-    with pytest.raises(FakeError):
+    with pytest.raises(Unavailable, match="stopped answering"):
         probe.read(RUNTIME)
     nvml.errors.clear()
     probe.discover()
     assert probe.read(RUNTIME)
     assert nvml.calls.count("nvmlInit") == nvml.calls.count("nvmlShutdown") + 1
+
+
+def test_a_call_that_fails_for_no_reason_is_tried_again_a_few_times() -> None:
+    nvml = FakeNvml()
+    nvml.errors["nvmlDeviceGetTotalEnergyConsumption"] = 999
+    probe = make(nvml)
+    for _ in range(2):
+        nvml.errors["nvmlDeviceGetTotalEnergyConsumption"] = 999
+        for _ in range(4):
+            assert read(probe)["device_energy_mj"] is None
+            assert "device_energy_mj" not in probe.gaps()
+        nvml.errors.clear()
+        assert read(probe)["device_energy_mj"], "one success and the count begins anew"
+    nvml.errors["nvmlDeviceGetTotalEnergyConsumption"] = 999
+    for _ in range(5):
+        read(probe)
+    assert "5 times in a row" in probe.gaps()["device_energy_mj"]
+    nvml.errors.clear()
+    assert read(make(nvml))["device_energy_mj"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from benchfleet_controller.checks import Code, check, load_shape
+from benchfleet_controller.host_rules import Trouble
 
 CLEAN: dict[str, Any] = {
     "host": "a", "runtime": "foundry", "model": "tiny", "device": "cpu", "status": "succeeded", "variant": "tiny:1",
@@ -17,6 +18,8 @@ OPEN: dict[str, Any] = {
 }  # fmt: skip
 NARROW: dict[str, Any] = {"interval_ratio": 0.05, "maximum_rounds": 10, "ttft_avg_s": 1.0, "e2e_avg_s": 2.0}
 HOST: dict[str, Any] = {"host": "a", "machine_id": "m", "agent_version": "1", "on_battery": None, "problems": []}
+DRIVER: dict[str, Any] = {"devices": [{"display_name": "GPU", "driver_version": "580"}]}
+OTHER_DRIVER: dict[str, Any] = {"devices": [{"display_name": "GPU", "driver_version": "590"}]}
 
 
 def _span(start: int, end: int) -> dict[str, Any]:
@@ -40,8 +43,14 @@ def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
         ({"requests": 19}, Code.FEW_REQUESTS),
         ({"warmup_rounds": 0}, Code.NO_WARMUP),
         ({"failed": 1}, Code.REQUESTS_FAILED),
-        ({"ep_requested": "CUDA", "ep_actual": "CPU"}, Code.EP_DIFFERS),
-        ({"ep_requested": "CUDA", "device": "gpu"}, Code.EP_UNPROVEN),
+        ({"ep_requested": "CUDA", "ep_actual": "CPU"}, Code.DEVICE_CONTRADICTED),
+        ({"ep_requested": "CUDA", "device": "gpu"}, Code.DEVICE_UNPROVEN),
+        ({"device_proof": "contradicted", "device_evidence": ["why"]}, Code.DEVICE_CONTRADICTED),
+        ({"device": "npu", "device_proof": "unproven", "device_evidence": ["why"]}, Code.DEVICE_UNPROVEN),
+        ({"spread_ratio": 0.11, "spread_metric": "decode_tokens_per_s"}, Code.HIGH_SPREAD),
+        ({"forecast": {"fits": False, "memory": "ram"}}, Code.DOES_NOT_FIT),
+        ({"status": "failed", "reason": "out_of_memory", "forecast": {"fits": True}}, Code.DOES_NOT_FIT),
+        *(({"round_troubles": [{"trouble": word, "rounds": [1], "worst": "w"}]}, Code(word)) for word in Trouble),
         ({"variant": None}, Code.VARIANT_UNKNOWN),
         ({"tokens_source": "estimate"}, Code.TOKENS_ESTIMATED),
         ({"tokens_source": "estimate+usage"}, Code.TOKENS_SOURCE_MIXED),
@@ -80,6 +89,7 @@ def test_each_case_warning(fields: dict[str, Any], code: Code) -> None:
         ([HOST | {"devices": [1]}, HOST | {"devices": [2]}], Code.HOST_CHANGED),
         ([HOST | _span(0, 2), HOST | {"host": "b"} | _span(1, 3)], Code.MACHINE_SHARED),
         ([HOST, HOST | {"host": "b", "machine_id": "n", "agent_version": "2"}], Code.AGENTS_DIFFER),
+        ([HOST | DRIVER, HOST | {"host": "b", "machine_id": "n"} | OTHER_DRIVER], Code.DRIVERS_DIFFER),
         ([HOST | {"problems": [{"severity": "warning", "message": "m", "advice": "do"}]}], Code.HOST_PROBLEM),
     ],
 )
@@ -92,6 +102,12 @@ def test_each_host_warning(hosts: list[dict[str, Any]], code: Code) -> None:
     "fields",
     [
         {"prefix_cache": "defeated"},
+        {"device_proof": "unproven", "device_evidence": ["of a CPU nobody minds"]},
+        {"device": "gpu", "device_proof": "confirmed", "device_evidence": ["seen"]},
+        {"device": "gpu", "device_proof": None},
+        {"spread_ratio": 0.1, "spread_metric": "e2e_avg_s"},
+        {"forecast": {"fits": True}},
+        {"forecast": {"fits": None}},
         {"prompt_token_count": 64, "prompt_tokens_min": 64, "prompt_tokens_max": 64},
         {"page_cache": "dropped", "page_cache_ratio": 0.05},
         {"page_cache": "dropped"},
@@ -142,3 +158,34 @@ def test_the_load_of_a_case_for_people() -> None:
     assert load_shape({"concurrency": 4}) == "×4"
     assert load_shape({"concurrency": 64, "request_rate_per_s": 0.5, "arrival": "constant"}) == "0.5/s constant"
     assert load_shape({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "conditions", "advised", "not_advised"),
+    [
+        ("power_changed", {}, "--require-ac", "plugged"),
+        ("power_changed", {"require_ac": True}, "plugged in", "--require-ac"),
+        ("throttled", {}, "--wait-until-cool", "cooling"),
+        ("throttled", {"cool_temperature_c": 55.0}, "began at 55 °C", "--wait-until-cool"),
+        ("background_load", {}, "--max-background-load", "after rounds"),
+        ("background_load", {"maximum_background_ratio": 0.1}, "after rounds had begun", "--max-background-load"),
+    ],
+)
+def test_nobody_is_advised_to_do_what_the_plan_does(
+    trouble: str, conditions: dict[str, Any], advised: str, not_advised: str
+) -> None:
+    found = [{"trouble": trouble, "rounds": [2], "worst": "w"}]
+    (warned,) = check([CLEAN | {"round_troubles": found, "conditions": conditions}])
+    assert advised in warned.advice
+    assert not_advised not in warned.advice
+
+
+def test_rounds_in_trouble_are_named() -> None:
+    def message(trouble: str, rounds: list[int]) -> str:
+        found = [{"trouble": trouble, "rounds": rounds, "worst": "the worst"}]
+        return check([CLEAN | {"round_troubles": found}])[0].message
+
+    assert message("throttled", [2, 7]) == "rounds 2, 7 of 10: the worst"
+    assert message("throttled", list(range(1, 11))) == "all rounds: the worst"
+    assert message("throttled", list(range(1, 10))) == "rounds 1, 2, 3, 4, 5, … of 10: the worst"
+    assert message("suspended", [3]) == "round 3 of 10: the worst; they stay in the results and spoil them"

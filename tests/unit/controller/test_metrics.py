@@ -7,6 +7,7 @@ from benchfleet_controller.metrics import BY_NAME, CASE_METRICS, DEFAULT_COMPARE
 
 def test_names_are_unique_and_end_in_their_unit() -> None:
     endings = {"s": "_s", "tokens/s": "_per_s", "bytes": "_bytes", "ratio": "_ratio", "J": "_j", "1/s": "_per_s"}
+    endings |= dict.fromkeys(("kWh/1M tokens", "price/1M tokens"), "_per_million_tokens")
     assert len(BY_NAME) == len(CASE_METRICS)
     assert all(metric.name.endswith(endings[metric.unit]) for metric in CASE_METRICS)
     assert all((metric.quantile is None) == (metric.n_column is None) for metric in CASE_METRICS)

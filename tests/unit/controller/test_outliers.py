@@ -231,3 +231,17 @@ def test_conditions_are_what_counters_grew_by_between_two_moments() -> None:
     assert conditions({**samples, "runtime_cpu_ns": np.full(5, nan)}, 1.5, 2.5).other_cpu_ratio is None
     restarted = {**samples, "runtime_cpu_ns": second[::-1]}
     assert conditions(restarted, 1.5, 2.5).other_cpu_ratio is None
+
+
+def test_faults_clocks_and_the_drivers_reasons_are_read_around_the_request() -> None:
+    nan = float("nan")
+    samples = {
+        "sample_s": np.array([0.0, 1.0, 1.5, 2.0, 3.0]),
+        "runtime_major_faults": np.array([0.0, 100.0, nan, 300.0, 300.0]),
+        "host_cpu_clock_hz": np.array([4e9, 2e9, nan, 2e9, 4e9]),
+        # The reading before the request still holds when it begins; the one after says nothing of it.
+        "device_throttle_reasons": np.array([1.0, nan, 2.0, nan, 4.0]),
+    }
+    found = conditions(samples, 1.0, 2.0)
+    assert (found.major_faults, found.clock_hz, found.throttle_reasons) == (200.0, 2e9, ("power", "thermal"))
+    assert conditions({"sample_s": samples["sample_s"]}, 1.0, 2.0).throttle_reasons is None

@@ -1,20 +1,14 @@
-"""What may make numbers mislead, with advice: one closed list of warnings over results and hosts. Pure.
-
-Rows are those of `results.results_of` and of `store`: ``hosts_of_runs`` and ``certificates``. A missing key is an
-unknown, never an alarm.
-"""
+"""Warnings about single cases."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchfleet_controller import stats
+from benchfleet_controller import proof, stats
+from benchfleet_controller.checks.codes import Code, Warn, Warned
+from benchfleet_controller.checks.of_rounds import of_rounds
 
 Row = Mapping[str, Any]
 
@@ -29,73 +23,6 @@ _TTFT_ERROR_RATIO = 0.02
 _ITL_ERROR_RATIO = 0.05
 
 
-class Code(StrEnum):
-    """Every warning there is."""
-
-    FEW_ROUNDS = "few_rounds"
-    FEW_REQUESTS = "few_requests"
-    NO_WARMUP = "no_warmup"
-    REQUESTS_FAILED = "requests_failed"
-    EP_DIFFERS = "ep_differs"
-    EP_UNPROVEN = "ep_unproven"
-    VARIANT_UNKNOWN = "variant_unknown"
-    TOKENS_ESTIMATED = "tokens_estimated"
-    TOKENS_SOURCE_MIXED = "tokens_source_mixed"
-    TOKENS_HIDDEN = "tokens_hidden"
-    SEVERAL_TOKENS_PER_CHUNK = "several_tokens_per_chunk"
-    CHUNKS_COALESCED = "chunks_coalesced"
-    CHUNKS_AND_TOKENS_DIFFER = "chunks_and_tokens_differ"
-    NOT_STREAMED = "not_streamed"
-    PROMPTS_CACHED = "prompts_cached"
-    PREFIX_CACHE_ALLOWED = "prefix_cache_allowed"
-    PROMPT_LENGTH_DIFFERS = "prompt_length_differs"
-    PAGE_CACHE_NOT_DROPPED = "page_cache_not_dropped"
-    REQUESTS_LATE = "requests_late"
-    RATE_NOT_REACHED = "rate_not_reached"
-    INSTRUMENT_COARSE = "instrument_coarse"
-    CERTIFICATE_MISSING = "certificate_missing"
-    INTERVAL_NOT_REACHED = "interval_not_reached"
-    REMOTE_ENDPOINT = "remote_endpoint"
-    READINGS_DROPPED = "readings_dropped"
-    CLIENT_BUSY = "client_busy"
-    SWAPPED = "swapped"
-    ON_BATTERY = "on_battery"
-    HOST_CHANGED = "host_changed"
-    MACHINE_SHARED = "machine_shared"
-    AGENTS_DIFFER = "agents_differ"
-    HOST_PROBLEM = "host_problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """One warning: about what, what it is, and what to do."""
-
-    code: Code
-    subject: str
-    message: str
-    advice: str
-
-
-def check(cases: Sequence[Row], hosts: Sequence[Row] = (), certificates: Sequence[Row] = ()) -> tuple[Warned, ...]:
-    """All warnings, cases first, each once."""
-    several_prompt_sets = len({case.get("prompt_set") for case in cases}) > 1
-    found = [
-        warned for case in cases if case.get("status") != "skipped" for warned in _of_case(case, several_prompt_sets)
-    ]
-    found += [
-        Warned(
-            Code.CERTIFICATE_MISSING,
-            str(row.get("host")),
-            f"the agent could not measure its own time stamps: {row.get('failure_message') or row['failure_reason']}",
-            "how true its times are is not known: run again on a quieter machine",
-        )
-        for row in certificates
-        if row.get("failure_reason")
-    ]
-    found += _of_hosts(hosts)
-    return tuple(dict.fromkeys(found))
-
-
 def load_shape(case: Row) -> str:
     """How requests followed each other, for people: ``×4`` (so many at once) or ``5/s poisson``; empty: unknown."""
     rate, concurrency = case.get("request_rate_per_s"), case.get("concurrency")
@@ -104,7 +31,8 @@ def load_shape(case: Row) -> str:
     return f"×{concurrency}" if concurrency else ""
 
 
-def _of_case(case: Row, several_prompt_sets: bool) -> Iterator[Warned]:
+def of_case(case: Row, several_prompt_sets: bool) -> Iterator[Warned]:
+    """Warnings about one case."""
     keys = ("host", "runtime", "model", "device", *(("prompt_set",) if several_prompt_sets else ()))
     subject = " / ".join(str(case[key]) for key in keys if case.get(key))
     if case.get("request_rate_per_s") is not None:
@@ -131,7 +59,7 @@ def _of_case(case: Row, several_prompt_sets: bool) -> Iterator[Warned]:
     yield from _of_conditions(case, warn)
 
 
-def _of_sampling(case: Row, n: int, warn: Any) -> Iterator[Warned]:
+def _of_sampling(case: Row, n: int, warn: Warn) -> Iterator[Warned]:
     if (case.get("rounds") or 0) < _FEW_ROUNDS:
         message = f"{case.get('rounds') or 0} counted rounds: too few to tell how sure the values are"
         yield warn(Code.FEW_ROUNDS, message, f"use --rounds {_FEW_ROUNDS} or more; 10 tell small differences")
@@ -146,7 +74,7 @@ def _of_sampling(case: Row, n: int, warn: Any) -> Iterator[Warned]:
         yield warn(Code.NO_WARMUP, message, "use --warmup 1")
 
 
-def _of_tokens(case: Row, warn: Any) -> Iterator[Warned]:
+def _of_tokens(case: Row, warn: Warn) -> Iterator[Warned]:
     sources = set((case.get("tokens_source") or "").split("+"))
     accounting = set((case.get("accounting") or "").split("+"))
     if len(sources) > 1:
@@ -179,7 +107,7 @@ def _of_tokens(case: Row, warn: Any) -> Iterator[Warned]:
         yield warn(Code.CHUNKS_COALESCED, message, advice)
 
 
-def _of_load(case: Row, requests: int, warn: Any) -> Iterator[Warned]:
+def _of_load(case: Row, requests: int, warn: Warn) -> Iterator[Warned]:
     """What was asked of the rounds and not had: an interval, a rate."""
     wanted = case.get("interval_ratio")
     widths = _widths(case)
@@ -205,7 +133,7 @@ def _of_load(case: Row, requests: int, warn: Any) -> Iterator[Warned]:
             yield warn(Code.RATE_NOT_REACHED, message, advice)
 
 
-def _of_prompts(case: Row, warn: Any) -> Iterator[Warned]:
+def _of_prompts(case: Row, warn: Warn) -> Iterator[Warned]:
     cached, prompt = case.get("cached_prompt_tokens") or 0, case.get("prompt_tokens") or 0
     if cached:
         message = f"{cached} of {prompt} prompt tokens came from a prefix cache: TTFT and prefill look better"
@@ -229,7 +157,7 @@ def _of_prompts(case: Row, warn: Any) -> Iterator[Warned]:
             yield warn(Code.PAGE_CACHE_NOT_DROPPED, message, "do not call the load time cold")
 
 
-def _of_instrument(case: Row, warn: Any) -> Iterator[Warned]:
+def _of_instrument(case: Row, warn: Warn) -> Iterator[Warned]:
     pairs = (("TTFT", "ttft", _TTFT_ERROR_RATIO), ("ITL", "itl", _ITL_ERROR_RATIO))
     for name, key, most in pairs:
         error, value = case.get(f"{key}_error_s"), case.get(f"{key}_p50_s")
@@ -256,14 +184,10 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def _of_conditions(case: Row, warn: Any) -> Iterator[Warned]:
-    asked, actual = case.get("ep_requested"), case.get("ep_actual")
-    if asked and actual and asked != actual:
-        message = f"ran on {actual} although the variant is for {asked}"
-        yield warn(Code.EP_DIFFERS, message, "check the driver and the execution provider with `benchfleet doctor`")
-    elif asked and not actual and case.get("device") in ("gpu", "npu"):
-        message = f"nothing proves that {asked} did the work"
-        yield warn(Code.EP_UNPROVEN, message, "look at gpu_busy_ratio and vram_peak_bytes of the case")
+def _of_conditions(case: Row, warn: Warn) -> Iterator[Warned]:
+    yield from _of_device(case, warn)
+    yield from of_rounds(case, warn)
+    yield from _of_forecast(case, warn)
     if case.get("variant") is None:
         message = "the exact variant is unknown"
         yield warn(Code.VARIANT_UNKNOWN, message, "name the model by its variant id to pin it")
@@ -281,51 +205,32 @@ def _of_conditions(case: Row, warn: Any) -> Iterator[Warned]:
         yield warn(Code.SWAPPED, message, "use a smaller model or free memory: times are those of the disk")
 
 
-def _of_hosts(hosts: Sequence[Row]) -> Iterator[Warned]:
-    by_name: dict[str, list[Row]] = defaultdict(list)
-    by_machine: dict[str, list[Row]] = defaultdict(list)
-    for host in hosts:
-        by_name[host["host"]].append(host)
-        if host.get("machine_id"):
-            by_machine[host["machine_id"]].append(host)
-    for name, seen in by_name.items():
-        yield from _of_host(name, seen)
-    for sharing in by_machine.values():
-        if together := _overlapping(sharing):
-            message = "these hosts are one machine and their jobs ran at the same time: they took each other's time"
-            yield Warned(Code.MACHINE_SHARED, ", ".join(sorted(together)), message, "run them in turn")
-    versions = {host["agent_version"] for host in hosts if host.get("agent_version")}
-    if len(versions) > 1:
-        message = f"agents have different versions: {', '.join(sorted(versions))}"
-        yield Warned(Code.AGENTS_DIFFER, "fleet", message, "upgrade all agents to one version")
+def _of_device(case: Row, warn: Warn) -> Iterator[Warned]:
+    verdict, evidence = case.get("device_proof"), case.get("device_evidence") or ()
+    if "device_proof" not in case:  # rows of elsewhere: by what is declared alone
+        declared = proof.Declared(case.get("device"), case.get("ep_requested"), case.get("ep_actual"))
+        judged = proof.judge(declared, case.get("busy_cores"), ())
+        verdict, evidence = judged.verdict, judged.evidence
+    if verdict == proof.Verdict.CONTRADICTED:
+        advice = "check the driver and the execution provider with `benchfleet doctor`; comparisons leave it out"
+        yield warn(Code.DEVICE_CONTRADICTED, "; ".join(evidence), advice)
+    elif verdict == proof.Verdict.UNPROVEN and case.get("device") in proof.ACCELERATORS:
+        message = f"nothing proves that the {case['device']} did the work: {'; '.join(evidence)}"
+        yield warn(Code.DEVICE_UNPROVEN, message, "do not take it for that device's speed before this is clear")
 
 
-def _overlapping(jobs: Sequence[Row]) -> set[str]:
-    """Hosts of jobs whose times overlap; jobs with unknown times count as overlapping nobody."""
-    timed = sorted(
-        (job for job in jobs if job.get("started_at") and job.get("finished_at")), key=lambda job: job["started_at"]
-    )
-    return {
-        name
-        for earlier, later in pairwise(timed)
-        if later["started_at"] < earlier["finished_at"]
-        for name in (earlier["host"], later["host"])
-    }
+def _of_forecast(case: Row, warn: Warn) -> Iterator[Warned]:
+    """A forecast that what happened denies."""
+    forecast = case.get("forecast") or {}
+    need, free = forecast.get("required_bytes"), forecast.get("available_bytes")
+    sizes = f" ({_gib(need)} needed, {_gib(free)} free, by {forecast.get('basis')})" if need and free else ""
+    if forecast.get("fits") is False and case.get("status") == "succeeded":
+        message = f"it was forecast not to fit in {forecast.get('memory')}{sizes}, and it ran"
+        yield warn(Code.DOES_NOT_FIT, message, "part of it may lie in slower memory: look at swap and memory pressure")
+    elif forecast.get("fits") and case.get("reason") in ("out_of_memory", "does_not_fit"):
+        message = f"it was forecast to fit in {forecast.get('memory')}{sizes}, and it did not"
+        yield warn(Code.DOES_NOT_FIT, message, "free memory, shorten the context or take a smaller model")
 
 
-def _of_host(name: str, seen: Sequence[Row]) -> Iterator[Warned]:
-    if any(host.get("on_battery") for host in seen):
-        yield Warned(Code.ON_BATTERY, name, "it ran on battery: clocks may be throttled", "plug it in and run again")
-    for earlier, later in pairwise(seen):
-        changed = [k for k in _IDENTITY if k in earlier and k in later and earlier[k] != later[k]]
-        if changed:
-            message = f"it changed between runs: {', '.join(changed)}"
-            yield Warned(Code.HOST_CHANGED, name, message, "differences between these runs may come from that")
-    for problem in seen[-1].get("problems") or ():
-        yield Warned(Code.HOST_PROBLEM, name, str(problem.get("message")), str(problem.get("advice")))
-
-
-_IDENTITY = (
-    "host_id", "machine_id", "cpu_model", "logical_cores", "memory_bytes", "os_version", "devices", "runtimes",
-    "agent_version", "python_version", "on_battery",
-)  # fmt: skip
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,160 @@
+"""Doctor's checklist: what is said of a host's models, runtimes, probes and limits. Pure: facts in, findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from benchfleet.failures import Failure, Reason
+from benchfleet.v1 import event_pb2, host_pb2
+
+MOST_GAPS = 3
+"""Gaps of a probe that are named; the rest are counted."""
+_EMPTY_IS_FINE = {Reason.EMPTY_ANSWER}
+"""An answer of a few tokens may hold no text yet; the model computed it all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the checklist. ``severity``: ``ok``, ``info``, ``warning`` or ``error``."""
+
+    severity: str
+    check: str
+    message: str
+    advice: str | None = None
+
+
+@dataclass(slots=True)
+class ProbeResult:
+    """What a model's probe came to, built up from the events of its job."""
+
+    model: str
+    variant: host_pb2.ModelVariant | None = None
+    refused: Failure | None = None
+    """Why there is no such model, or no job could be started."""
+    loaded: event_pb2.ModelLoaded | None = None
+    forecast: event_pb2.FitForecasted | None = None
+    requests: list[event_pb2.RequestFinished] = field(default_factory=list)
+    failure: Failure | None = None
+
+    def apply(self, event: event_pb2.Event) -> None:
+        """Take in one event."""
+        kind = event.WhichOneof("kind")
+        if kind == "model_loaded":
+            self.loaded = event.model_loaded
+        elif kind == "fit_forecasted":
+            self.forecast = event.fit_forecasted
+        elif kind == "request_finished":
+            self.requests.append(event.request_finished)
+        elif kind == "case_finished" and event.case_finished.HasField("failure"):
+            self.failure = Failure.from_proto(event.case_finished.failure)
+        elif kind == "job_finished" and event.job_finished.HasField("failure"):
+            self.failure = self.failure or Failure.from_proto(event.job_finished.failure)
+
+
+def examine_model(result: ProbeResult, host: str) -> list[Finding]:
+    """The checklist for one model: it is offered, is there, fits, loads on its provider, answers."""
+    check = f"model {result.model}"
+    if result.variant is None:
+        why = result.refused.message if result.refused else "the host does not offer it"
+        return [Finding("error", check, why, f"benchfleet models {host}")]
+    variant = result.variant
+    found = [Finding("ok", check, f"offered as {variant.variant}")]
+    if variant.HasField("cached"):
+        there = variant.cached or result.loaded is not None
+        message = "its files are there" if variant.cached else "its files were not there"
+        advice = None if variant.cached else f"benchfleet pull {host} {result.model}"
+        found.append(Finding("ok" if variant.cached else "info" if there else "warning", check, message, advice))
+    if result.refused is not None:
+        return [*found, Finding("error", check, f"not probed: {result.refused.message}")]
+    if result.forecast is not None and result.forecast.HasField("fits") and not result.forecast.fits:
+        found.append(Finding("warning", check, f"it may not fit in memory: {result.forecast.basis}"))
+    if result.loaded is None:
+        why = result.failure.message if result.failure else "it was not loaded"
+        return [*found, Finding("error", check, f"does not load: {why}")]
+    found.append(_load(result, variant, check))
+    return [*found, _answer(result, check)]
+
+
+def _load(result: ProbeResult, variant: host_pb2.ModelVariant, check: str) -> Finding:
+    assert result.loaded is not None
+    loaded = result.loaded
+    seconds = (loaded.end_ns - loaded.start_ns) / 1e9
+    actual = loaded.actual_execution_provider
+    message = f"loads in {seconds:.1f} s" + (f" on {actual}" if actual else "")
+    asked = variant.execution_provider
+    if asked and actual and asked != actual:
+        advice = "install the device's driver and its execution provider, or ask for the CPU's variant"
+        return Finding("error", check, f"{message}, not on {asked}", advice)
+    return Finding("ok", check, message)
+
+
+def _answer(result: ProbeResult, check: str) -> Finding:
+    if not result.requests:
+        why = result.failure.message if result.failure else "no request ended"
+        return Finding("error", check, f"does not answer: {why}")
+    request = result.requests[-1]
+    failure = Failure.from_proto(request.failure) if request.HasField("failure") else None
+    if failure is not None and failure.reason not in _EMPTY_IS_FINE:
+        return Finding("error", check, f"does not answer: {failure.message}")
+    if not request.HasField("start_ns"):
+        return Finding("error", check, "does not answer: its request was never sent")
+    seconds = (request.end_ns - request.start_ns) / 1e9
+    tokens = f", {request.output_token_count} tokens" if request.HasField("output_token_count") else ""
+    return Finding("ok", check, f"answers a probe in {seconds:.2g} s{tokens}")
+
+
+def examine_runtimes(runtimes: Iterable[host_pb2.RuntimeInfo]) -> list[Finding]:
+    """What each runtime is and can do."""
+    found = []
+    for runtime in runtimes:
+        check = f"runtime {runtime.name}"
+        if not runtime.available:
+            found.append(Finding("error", check, runtime.unavailable_reason))
+            continue
+        said = [f"version {runtime.version}" if runtime.version else "available"]
+        if runtime.dialect:
+            said.append(f"speaks {runtime.dialect}")
+        if runtime.endpoint_url:
+            said.append(f"at {runtime.endpoint_url}")
+        if runtime.capabilities:
+            said.append("can " + ", ".join(runtime.capabilities))
+        found.append(Finding("ok", check, "; ".join(said)))
+    return found
+
+
+def examine_probes(probes: Iterable[host_pb2.ProbeInfo]) -> list[Finding]:
+    """What telemetry the host offers, at what cost, how well tried, and what it leaves open."""
+    found = []
+    for probe in probes:
+        check = f"probe {probe.probe_id}"
+        if not probe.available:
+            found.append(Finding("info", check, probe.unavailable_reason))
+            continue
+        said = [f"{len(probe.metrics)} metrics"]
+        if probe.HasField("cost_us"):
+            said.append(f"{probe.cost_us:.0f} µs a reading")
+        if probe.verification:
+            said.append(f"tried on {probe.verification}")
+        found.append(Finding("ok", check, ", ".join(said), _gaps(dict(probe.gaps))))
+    return found
+
+
+def _gaps(gaps: dict[str, str]) -> str | None:
+    if not gaps:
+        return None
+    named = [f"{name}: {why}" for name, why in sorted(gaps.items())[:MOST_GAPS]]
+    more = len(gaps) - len(named)
+    return "not offered: " + "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+
+
+def examine_limits(limits: host_pb2.MachineLimits) -> Finding:
+    """What the machine can do at most."""
+    if limits.failure:
+        return Finding("warning", "limits", f"not measured: {limits.failure}")
+    bandwidth, compute = limits.memory_bandwidth_bytes_per_s / 1e9, limits.compute_flop_per_s / 1e9
+    message = (
+        f"memory {bandwidth:.3g} GB/s, {compute:.4g} Gflop/s, {limits.thread_count} threads"
+        + (f" ({limits.method})" if limits.method else "")
+    )  # fmt: skip
+    return Finding("ok", "limits", message)

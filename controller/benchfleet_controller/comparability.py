@@ -1,0 +1,83 @@
+"""Whether two groups of cases may be held against each other: what differs is said, or forbids it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchfleet_controller import metrics as registry
+from benchfleet_controller.proof import ACCELERATORS
+from benchfleet_controller.proof import Verdict as Proven
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+_FLAGGED = ("variant", "device", "execution_provider", "stamp_source", "driver_version", "agent_version")
+"""Differences that leave a comparison standing, but are said."""
+_EXPECTED = {
+    "device": frozenset({"device", "variant", "execution_provider", "driver_version"}),
+    "path": frozenset({"stamp_source"}),
+    "model": frozenset({"variant"}),
+    "runtime": frozenset({"variant", "execution_provider"}),
+    "host": frozenset[str](),
+    "run": frozenset[str](),
+    "case": frozenset[str](),
+}
+_NEW = frozenset({"driver_version", "agent_version"})
+"""What older baselines do not hold and devices without a driver do not have: unknown is no difference."""
+_REFUSED_WHEN_SAME_ASKED = frozenset({"variant"})
+"""Between runs (the same host, asked for the same), another variant is another thing and no change of speed."""
+
+
+def differences(
+    group: Rows, against: Rows, by: tuple[str, ...], metric: registry.CaseMetric, conditions: Sequence[str]
+) -> tuple[tuple[str, ...], str]:
+    """Flags, and why the comparison is refused (empty: it is not). ``conditions`` forbid one of single cases."""
+    expected = frozenset().union(*(_EXPECTED[one] for one in by))
+    if refused := _contradicted(group) or _contradicted(against) or _metered_apart(group, against, metric):
+        return (), refused
+    flags = _unproven(group) + _unproven(against)
+    for column in (*_FLAGGED, "tokens_source", "accounting"):
+        here, there = _told(group, column), _told(against, column)
+        if here == there or column in expected or (column in _NEW and "unknown" in (here, there)):
+            continue
+        difference = f"{column} {here} instead of {there}"
+        if column == "tokens_source" and metric.of_tokens:
+            return (), f"tokens were counted differently: {difference}"
+        if column in _REFUSED_WHEN_SAME_ASKED and by == ("run",):
+            return (), difference
+        flags.append(difference)
+    if "case" in by:
+        for column in conditions:
+            if _told(group, column) != _told(against, column):
+                return (), f"{column} {_told(group, column)} instead of {_told(against, column)}"
+    return tuple(flags), ""
+
+
+def _contradicted(group: Rows) -> str:
+    for row in group:
+        if row.get("device_proof") == Proven.CONTRADICTED:
+            return f"the device is contradicted: {'; '.join(row.get('device_evidence') or ())}"
+    return ""
+
+
+def _unproven(group: Rows) -> list[str]:
+    return [
+        f"nothing proves that the {row['device']} of {row.get('host')} did the work"
+        for row in group[:1]
+        if row.get("device_proof") == Proven.UNPROVEN and row.get("device") in ACCELERATORS
+    ]
+
+
+def _metered_apart(group: Rows, against: Rows, metric: registry.CaseMetric) -> str:
+    """Why energies cannot be held against each other; empty: they can, or it is not about energy."""
+    if metric.name not in registry.ENERGY_METRICS:
+        return ""
+    here, there = ({str(row["energy_scope"]) for row in side if row.get("energy_scope")} for side in (group, against))
+    if not here or not there or here == there:
+        return ""
+    return f"energy was metered of {' or '.join(sorted(here))} instead of {' or '.join(sorted(there))}"
+
+
+def _told(group: Rows, column: str) -> str:
+    return " or ".join(sorted({str(row.get(column)) if row.get(column) is not None else "unknown" for row in group}))

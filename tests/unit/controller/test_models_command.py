@@ -1,0 +1,83 @@
+"""What the words of pull, rm and unload mean, and how progress is told."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from benchfleet_controller import cli
+from benchfleet_controller.commands import UsageError
+from benchfleet_controller.commands.models import split_words
+from benchfleet_controller.pulling import PullProgress
+
+KNOWN = {"lab1", "lab2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "hosts", "models"),
+    [
+        ("lab1 phi-4-mini", "lab1", "phi-4-mini"),
+        ("lab1 lab2 phi-4-mini qwen", "lab1 lab2", "phi-4-mini qwen"),
+        ("a=10.0.0.1 b=10.0.0.2:50551 phi", "a=10.0.0.1 b=10.0.0.2:50551", "phi"),
+        ("10.0.0.1 10.0.0.2 phi", "10.0.0.1 10.0.0.2", "phi"),
+        ("gpu.lab:50551 cpu.lab:50551 phi", "gpu.lab:50551 cpu.lab:50551", "phi"),
+        ("lab1 phi-generic-cpu:4 qwen:2", "lab1", "phi-generic-cpu:4 qwen:2"),
+        ("lab1 qwen2.5-0.5b phi-3.5", "lab1", "qwen2.5-0.5b phi-3.5"),
+        ("localhost localhost:50552 phi", "localhost localhost:50552", "phi"),
+        ("[::1]:50551 [::1]:50552 phi", "[::1]:50551 [::1]:50552", "phi"),
+        ("lab1 lab2", "lab1", "lab2"),  # the last word is always a model
+        ("lab1 phi lab2", "lab1", "phi lab2"),
+    ],
+)
+def test_hosts_come_first_and_models_follow(words: str, hosts: str, models: str) -> None:
+    assert split_words(words.split(), KNOWN) == (hosts.split(), models.split())
+
+
+def test_models_named_by_flag_leave_all_words_to_hosts() -> None:
+    assert split_words(["lab1", "x"], KNOWN, named=["phi"]) == (["lab1", "x"], ["phi"])
+
+
+def test_a_pull_without_a_model_is_wrong_usage() -> None:
+    with pytest.raises(UsageError):
+        split_words(["lab1"], KNOWN)
+
+
+@pytest.mark.parametrize("command", ["pull", "rm", "unload", "models", "doctor"])
+def test_the_commands_are_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert "HOST" in capsys.readouterr().out
+
+
+def test_lines_elsewhere_than_in_a_terminal_are_few_and_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    with PullProgress([("a", "phi")], out) as progress:
+        for step in range(100):
+            now[0] = step * 0.1
+            progress.report("a", "phi", "phi\x1b[31m", step / 100)
+        progress.end("a", "phi", "phi is there", done=True)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "a: phi [31m 0%"
+    assert lines[-1] == "a: phi is there"
+    assert len(lines) == 6
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_for_each_pull() -> None:
+    out = Terminal()
+    with PullProgress([("a", "phi"), ("b", "phi")], out) as progress:
+        progress.report("a", "phi", "phi: half", 0.5)
+        progress.end("b", "phi", "no room", done=False)
+        progress.end("a", "phi", "phi is there", done=True)
+    shown = out.getvalue()
+    assert "a phi" in shown
+    assert "phi is there" in shown
+    assert "no room" in shown
