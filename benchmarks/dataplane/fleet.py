@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -101,5 +100,13 @@ async def _follow_all(ports: list[int], seconds: int, path: Path) -> Followed:
         lag_max_s=float(seen.max()),
         cpu_ratio=used / took,
         cpu_per_message_s=used / len(lags),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=_peak_rss_bytes(),
     )
+
+
+def _peak_rss_bytes() -> int:
+    if sys.platform == "win32":
+        raise OSError("the fleet is simulated on Linux or macOS")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchfleet_controller.compare import CONDITIONS, Rounds
+from benchfleet_controller.compare import Rounds
+from benchfleet_controller.dimensions import CONDITIONS
 from benchfleet_controller.metrics import CASE_METRICS
 
 SCHEMA_VERSION = 1

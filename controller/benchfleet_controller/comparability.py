@@ -19,9 +19,10 @@ _EXPECTED = {
     "path": frozenset({"stamp_source"}),
     "model": frozenset({"variant"}),
     "runtime": frozenset({"variant", "execution_provider"}),
-    "host": frozenset[str](),
-    "run": frozenset[str](),
-    "case": frozenset[str](),
+    "ep": frozenset({"device", "variant", "execution_provider", "driver_version"}),
+    "variant": frozenset({"device", "variant", "execution_provider", "driver_version"}),
+    "quantisation": frozenset({"variant"}),
+    "driver": frozenset({"driver_version"}),
 }
 _NEW = frozenset({"driver_version", "agent_version"})
 """What older baselines do not hold and devices without a driver do not have: unknown is no difference."""
@@ -33,7 +34,7 @@ def differences(
     group: Rows, against: Rows, by: tuple[str, ...], metric: registry.CaseMetric, conditions: Sequence[str]
 ) -> tuple[tuple[str, ...], str]:
     """Flags, and why the comparison is refused (empty: it is not). ``conditions`` forbid one of single cases."""
-    expected = frozenset().union(*(_EXPECTED[one] for one in by))
+    expected = frozenset[str]().union(*(_EXPECTED.get(one, ()) for one in by))
     if refused := _contradicted(group) or _contradicted(against) or _metered_apart(group, against, metric):
         return (), refused
     flags = _unproven(group) + _unproven(against)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from benchfleet_controller import metrics as registry
 from benchfleet_controller import stats
 from benchfleet_controller.comparability import differences
+from benchfleet_controller.dimensions import CONDITIONS, DIMENSIONS, group_name, nearest, shared_conditions, stratum
 
 Row = Mapping[str, Any]
 
@@ -33,24 +34,6 @@ THRESHOLD = 0.03
 FEWEST_ROUNDS = 3
 SIGNIFICANCE = 0.05
 MOST_ROUNDS_ADVISED = 1000
-
-_DIMENSIONS = {
-    "host": "host",
-    "device": "device_asked",
-    "model": "model_asked",
-    "runtime": "runtime",
-    "path": "path",
-    "run": "run_id",
-    "case": "case_id",
-}
-DIMENSIONS = tuple(_DIMENSIONS)
-_DEFAULTS = {"path": "http"}
-_SHOWN = {"device": "device", "model": "model"}
-CONDITIONS = (
-    "prompt_set", "concurrency", "request_rate_per_s", "arrival", "round_duration_s", "max_tokens", "stream",
-    "temperature", "top_p", "prefix_cache",
-)  # fmt: skip
-"""Rows that differ in one of these are never compared, whatever the dimension."""
 
 
 class Verdict(StrEnum):
@@ -202,7 +185,7 @@ def _compared(
             verdict, why = _verdict(metric, ratio, interval, min(len(here.values), len(there.values)), (group, against))
             p_value = stats.rank_test(here.values, there.values)
     return Compared(
-        conditions=_conditions(group.cases[0], by),
+        conditions=shared_conditions(group.cases[0], by),
         group=name,
         metric=metric_name,
         unit=metric.unit,
@@ -317,46 +300,9 @@ def _rounds(group: _Group, metric: str, rounds: Mapping[tuple[str, str], Rounds]
 
 
 def _nearest(group: _Group, cases: Sequence[Row], by: tuple[str, ...], baseline: str) -> str:
-    row = group.cases[0]
     candidates = [other for other in cases if group_name(other, by) == baseline]
-    columns = [c for d, c in _DIMENSIONS.items() if d not in (*by, "run", "case")] + list(CONDITIONS)
-    best: list[str] | None = None
-    for other in candidates:
-        differing = [f"{c} {row.get(c)} instead of {other.get(c)}" for c in columns if row.get(c) != other.get(c)]
-        best = differing if best is None or len(differing) < len(best) else best
-    return "nothing of the baseline ran like this: " + ", ".join(best or ["no case succeeded"])
-
-
-def group_name(row: Row, by: tuple[str, ...]) -> str:
-    """What a case's group is called when compared by these dimensions."""
-    return " / ".join(
-        _case_name(row) if one == "case" else str(row.get(_SHOWN.get(one, "")) or row.get(_DIMENSIONS[one]) or "any")
-        for one in by
-    )
-
-
-def _case_name(row: Row) -> str:
-    """What a case is, for people; unique within a run."""
-    what = [row.get("host"), row.get("model"), row.get("device") or row.get("device_asked"), row.get("prompt_set")]
-    rate = row.get("request_rate_per_s")
-    load = f"×{row.get('concurrency')}" if rate is None else f"{rate:g}/s ×{row.get('concurrency')}"
-    return " ".join([*(str(part) for part in what if part), load])
-
-
-def stratum(row: Row, by: tuple[str, ...]) -> tuple[Any, ...]:
-    """What is held equal: cases of different strata are never compared."""
-    if "case" in by:
-        return ()
-    held = [column for dimension, column in _DIMENSIONS.items() if dimension not in (*by, "run", "case")]
-    # Rows of before there were several paths say nothing of it: all were reached by HTTP.
-    return tuple(_DEFAULTS.get(c) if row.get(c) is None else row[c] for c in (*held, *CONDITIONS))
-
-
-def _conditions(row: Row, by: tuple[str, ...]) -> dict[str, Any]:
-    if "case" in by:
-        return {}
-    shown = [one for one in ("host", "model", "device", "runtime") if one not in by]
-    return {name: row.get(name) for name in (*shown, "prompt_set", "concurrency", "request_rate_per_s", "max_tokens")}
+    what = nearest(group.cases[0], candidates, by)
+    return f"nothing of the baseline ran like this: {what or 'no case succeeded'}"
 
 
 def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:

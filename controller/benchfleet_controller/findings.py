@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchfleet_controller.checks import load_shape
-from benchfleet_controller.compare import CONDITIONS
+from benchfleet_controller.dimensions import CONDITIONS
 from benchfleet_controller.metrics import BY_NAME, human_bytes
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.proof import Verdict

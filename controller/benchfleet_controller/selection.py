@@ -15,7 +15,8 @@ from typing import Any
 from benchfleet_controller import metrics as registry
 from benchfleet_controller import stats
 from benchfleet_controller.checks import Code, check
-from benchfleet_controller.compare import CONDITIONS, THRESHOLD, Rounds, Verdict, compare
+from benchfleet_controller.compare import THRESHOLD, Rounds, Verdict, compare
+from benchfleet_controller.dimensions import CONDITIONS
 from benchfleet_controller.plan import ModelFacts
 from benchfleet_controller.selection_limits import Judged, Limit, Outcome, judge
 

@@ -24,8 +24,9 @@ from benchfleet_agent import reference_model
 from benchfleet_agent.child import Child
 from benchfleet_agent.runtimes import Endpoint, Placement
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
-from benchfleet_agent.runtimes.foundry import FoundryRuntime, FoundrySession
+from benchfleet_agent.runtimes.foundry import FoundryRuntime
 from benchfleet_agent.runtimes.foundry_link import FoundrySettings
+from benchfleet_agent.runtimes.foundry_session import FoundrySession
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("foundry_local_sdk") is None, reason="needs foundry-local-sdk"),

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchfleet_agent import reference_model
@@ -96,7 +97,7 @@ def test_ctrl_c_ends_a_pull_and_the_host_is_free_again(
     pull = benchfleet.start("pull", f"a={agent.address}", "tiny-random")
     wait_until(lambda: agent.child_pids("reference_model"), 60, "the build runs")
     (builder,) = agent.child_pids("reference_model")[:1]
-    os.kill(builder, signal.SIGSTOP)  # so that it cannot have ended
+    psutil.Process(builder).suspend()  # so that it cannot have ended
     pull.send_signal(signal.SIGINT)
     pull.communicate(timeout=60)
     assert pull.returncode == 130

@@ -15,19 +15,18 @@ from benchfleet_controller.baseline import Baseline
 from benchfleet_controller.commands import UsageError, say, store_of
 from benchfleet_controller.commands.baselines import read_baseline, rounds_of
 from benchfleet_controller.commands.evidence import equality_rows, equality_text
-from benchfleet_controller.compare import CONDITIONS, DIMENSIONS, Compared, Comparison, Verdict, compare
+from benchfleet_controller.compare import Compared, Comparison, Verdict, compare
+from benchfleet_controller.dimensions import DIMENSIONS, FILTERS, matches
 from benchfleet_controller.gate import Outcome, judge
 from benchfleet_controller.report import Column, clean, comparison_rows, human, render_table, to_json
 from benchfleet_controller.report.matrix import SYMBOLS, Cell, matrix_of, word
-from benchfleet_controller.store import NoSuchRun, Row, Store
+from benchfleet_controller.store import NoSuchRun, Store
 from benchfleet_controller.telemetry import with_price
 
 EXIT_DONE = 0
 FEWEST_OF_A_MATRIX = 4
 """Groups from which on a matrix is easier to read than a list alone."""
 _GATE_CODES = {Outcome.PASSED: EXIT_DONE, Outcome.REGRESSED: 3, Outcome.UNDECIDED: 5}
-FILTERS = ("host", "device", "model", "runtime", "path", "variant", "execution_provider", *CONDITIONS)
-"""What ``--where`` may name."""
 
 
 def compare_command(options: argparse.Namespace) -> int:
@@ -36,7 +35,7 @@ def compare_command(options: argparse.Namespace) -> int:
     metrics = tuple(options.metric) or registry.DEFAULT_COMPARED
     if unknown := [name for name in metrics if name not in registry.BY_NAME]:
         raise UsageError(f"no metric {unknown[0]!r}; there are: {', '.join(registry.BY_NAME)}")
-    by = tuple(part.strip() for part in options.by.split(","))
+    by = tuple(part.strip() for part in (options.by or "host").split(","))
     if unknown := [name for name in by if name not in DIMENSIONS]:
         raise UsageError(f"--by takes {', '.join(DIMENSIONS)}, or several with commas, not {unknown[0]!r}")
     run_ids = [store.resolve_run(text) for text in options.run or ["last"]]
@@ -47,7 +46,7 @@ def compare_command(options: argparse.Namespace) -> int:
             by, baseline = ("run",), document.run_id
         elif base_run := _run_named(store, baseline):
             by, baseline, run_ids = ("run",), base_run, list(dict.fromkeys([base_run, *run_ids]))
-    elif len(run_ids) > 1:
+    elif len(run_ids) > 1 and options.by is None:
         by = ("run",)
     if options.answers:
         return _answers(store, run_ids, by, baseline if document is None else None, options.format)
@@ -64,6 +63,7 @@ def compare_command(options: argparse.Namespace) -> int:
 
 
 def price_of(options: argparse.Namespace) -> float | None:
+    """The price of a kWh that was asked for. Raises `UsageError` for one that makes no sense."""
     price: float | None = options.price_per_kwh
     if price is not None and not 0 < price < math.inf:
         raise UsageError("--price-per-kwh takes a price above 0, such as 0.30")
@@ -94,7 +94,10 @@ def comparison_of(
     Raises ValueError for an unknown baseline.
     """
     found = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
-    cases: list[Mapping[str, Any]] = list(with_price(found, price_per_kwh))
+    run_names = {row.run_id: row.name for row in store.runs()} if "name" in by else {}
+    cases: list[Mapping[str, Any]] = [
+        case | {"run_name": run_names.get(case["run_id"])} for case in with_price(found, price_per_kwh)
+    ]
     rounds = rounds_of(store, run_ids, metrics)
     if document is not None:
         cases, rounds = [*document.cases, *cases], {**document.rounds, **rounds}
@@ -210,12 +213,6 @@ def filters_of(given: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--where takes KEY=VALUE with one of {', '.join(FILTERS)}, not {text!r}")
         found[key] = value
     return found
-
-
-def matches(case: Mapping[str, Any] | Row, key: str, value: str) -> bool:
-    """Whether a case is what ``--where`` asks for."""
-    held = case.get(key)
-    return held is not None and (str(held).lower() == value.lower() or str(held) == f"{value}.0")
 
 
 def _gate(comparison: Comparison, percent: str | None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchfleet_controller.checks import load_shape
-from benchfleet_controller.compare import group_name, stratum
+from benchfleet_controller.dimensions import group_name, stratum
 from benchfleet_controller.divergence import Answer, Divergence, Equality, Key, equality, repeatability
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.report import Column, clean, render_table, to_json

@@ -30,9 +30,9 @@ def compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("run", nargs="*", metavar="RUN", help=f"{RUN_HELP}; several are put together (default last)")
     compare.add_argument(
         "--by",
-        default="host",
         metavar="WHAT",
-        help="host, device, model, runtime, path, run or case, or several with commas (default host)",
+        help="host, device, model, runtime, path, ep, variant, quantisation, driver, a parameter such as concurrency, "
+        "run, name or case, or several with commas (default: host; of several runs, run)",
     )
     compare.add_argument(
         "--baseline",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchfleet_controller.capacity import FEWEST_LEVELS, Knee, Level, knee
-from benchfleet_controller.compare import CONDITIONS
+from benchfleet_controller.dimensions import CONDITIONS
 from benchfleet_controller.metrics import BY_NAME
 from benchfleet_controller.report.cases import case_for_people, notes_of
 from benchfleet_controller.report.exports import Column, Figure, clean, human

@@ -21,8 +21,8 @@ from benchfleet_agent.runtimes import (
     foundry_session,
 )
 from benchfleet_agent.runtimes.foundry import FoundryRuntime
-from benchfleet_agent.runtimes.foundry import FoundrySession as Session
 from benchfleet_agent.runtimes.foundry_link import FoundrySettings as Settings
+from benchfleet_agent.runtimes.foundry_session import FoundrySession as Session
 
 REFERENCE, TINY = "smollm2-135m-instruct-generic-cpu:1", "tiny-random-generic-cpu:1"
 CATALOG = [

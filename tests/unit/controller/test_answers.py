@@ -302,7 +302,7 @@ def _lifecycle(path: Path) -> Store:
 
 
 def _show(store: Store, style: str, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
-    given = {"goodput": None, "lifecycle": False, "outliers": False} | options
+    given = {"goodput": None, "lifecycle": False, "outliers": False, "price_per_kwh": None} | options
     show(argparse.Namespace(db=store.path, run="last", format=style, **given))
     return capsys.readouterr().out
 

@@ -59,7 +59,7 @@ def lab(path: Path, rounds: int = 4, per_round: int = 5, run_id: str = "r1", day
 def run(store: Store, capsys: pytest.CaptureFixture[str], *runs: str, **options: Any) -> tuple[int, str]:
     """`select` with these options; its exit code and what it printed."""
     given: dict[str, Any] = dict.fromkeys(LIMIT_OPTIONS)
-    given |= {"db": store.path, "run": list(runs), "models": None, "prefer": "latency", "format": "table"}
+    given |= {"db": store.path, "run": list(runs), "models": None, "where": [], "prefer": "latency", "format": "table"}
     code = select_command(argparse.Namespace(**(given | options)))
     return code, capsys.readouterr().out
 
