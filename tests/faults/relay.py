@@ -83,10 +83,11 @@ class Relay:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._sockets |= {near, far}
+            ended: list[socket.socket] = []
             for source, sink in ((near, far), (far, near)):
                 line: queue.Queue[tuple[float, bytes]] = queue.Queue(256)
                 threading.Thread(target=self._read, args=(source, line), daemon=True).start()
-                threading.Thread(target=self._write, args=(sink, line), daemon=True).start()
+                threading.Thread(target=self._write, args=(sink, line, ended), daemon=True).start()
 
     def _read(self, source: socket.socket, line: queue.Queue[tuple[float, bytes]]) -> None:
         data = b" "
@@ -98,7 +99,7 @@ class Relay:
                 data = b""
             line.put((time.monotonic() + self._delay_s, data))
 
-    def _write(self, sink: socket.socket, line: queue.Queue[tuple[float, bytes]]) -> None:
+    def _write(self, sink: socket.socket, line: queue.Queue[tuple[float, bytes]], sinks: list[socket.socket]) -> None:
         ended = False
         with contextlib.suppress(OSError):
             while not ended:
@@ -109,7 +110,12 @@ class Relay:
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-        with self._lock:
-            self._sockets.discard(sink)
         while not ended:  # the reader must not wait for room that nobody makes
             ended = not line.get()[1]
+        with self._lock:
+            sinks.append(sink)
+            if len(sinks) < 2:  # the other direction may go on
+                return
+            self._sockets -= set(sinks)
+        for one in sinks:
+            one.close()
