@@ -17,7 +17,7 @@ from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.plan import JobPlan, Plan
-from benchfleet_controller.store import evidence, exports, ingest, queries, records, scores
+from benchfleet_controller.store import evidence, exports, ingest, queries, records, scores, spans
 from benchfleet_controller.store.columns import insert_rows
 from benchfleet_controller.store.connection import (
     NoSuchRun,
@@ -137,8 +137,11 @@ class Store:
             run_of = {job: run for job, (_, run) in known.items()}
             records.take_first_events(connection, fresh, run_of)
             ingest.apply(connection, run_of, fresh)
-            for job_id in (one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)):
+            ended = [one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)]
+            for job_id in ended:
                 scores.score_run(connection, run_of[job_id])
+            if ended:
+                spans.keep(connection, ended)
             moved = {job: events[-1].sequence for job, events in fresh.items() if events}
             if moved:
                 records.move_committed(connection, moved)

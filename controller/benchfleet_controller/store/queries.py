@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from benchfleet_controller import telemetry
 from benchfleet_controller.metrics import BY_NAME, Source
+from benchfleet_controller.store import spans
 from benchfleet_controller.store.connection import NoSuchRun
-from benchfleet_controller.store.spans import PARTS, ROUND_PARTS, SPANS
+from benchfleet_controller.store.spans import PARTS, ROUND_PARTS, SPANS, TOLD
 from benchfleet_controller.store.views import CASE_RESULTS, CASE_RESULTS_WITHOUT_GAPS, SCORED
 
 Row = dict[str, Any]
@@ -174,30 +175,20 @@ def known_hosts(connection: duckdb.DuckDBPyConnection) -> list[KnownHost]:
 
 def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None, *, itl: bool) -> list[Row]:
     """The view ``case_results`` of some runs (None: of all), in the order of runs, hosts and cases."""
-    _make_spans(connection, run_ids)
-    source = (CASE_RESULTS if itl else CASE_RESULTS_WITHOUT_GAPS).replace(f"({SPANS})", f"(FROM {_SPANS_TABLE})")
+    spans.tell(connection, run_ids)
+    source = (CASE_RESULTS if itl else CASE_RESULTS_WITHOUT_GAPS).replace(f"({SPANS})", f"(FROM {TOLD})")
     where, parameters = _of_runs(run_ids, "c.run_id")
     sql = f"""SELECT c.* FROM ({source}) c JOIN runs USING (run_id) WHERE {where}
         ORDER BY runs.created_at, c.run_id, c.host, c.case_index"""  # noqa: S608 - our text
     cases = rows(connection, sql, parameters)
     parts: dict[str, list[Row]] = defaultdict(list)
-    for part in rows(connection, f"WITH spans AS (FROM {_SPANS_TABLE}) {PARTS}"):
+    for part in rows(connection, f"WITH spans AS (FROM {TOLD}) {PARTS}"):
         parts[part["case_id"]].append(part)
     sql = "SELECT fingerprint, agent_version, devices, limits FROM hosts ORDER BY seen_at"
     hosts = {host["fingerprint"]: host for host in rows(connection, sql)}
     return [
         case | telemetry.derive(case, parts.get(case["case_id"], ()), hosts.get(case["fingerprint"])) for case in cases
     ]
-
-
-_SPANS_TABLE = "temp.main.told_spans"
-
-
-def _make_spans(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None) -> None:
-    """The spans of some runs as a table of this connection: samples are read once for all that rests on them."""
-    where, parameters = _of_runs(run_ids, "run_id")
-    spans = SPANS.replace("WHERE case_id IS NOT NULL", f"WHERE case_id IS NOT NULL AND {where}")
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE told_spans AS {spans}", parameters)
 
 
 def hosts_of_runs(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
@@ -262,7 +253,7 @@ def _round_energy(
     """Energy of each counted round for one of its answers' tokens or requests, × ``factor``; of metered cases only."""
     cases = [case for case in case_results(connection, run_ids, itl=False) if case["energy_scope"] is not None]
     parts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for part in rows(connection, f"WITH spans AS (FROM {_SPANS_TABLE}) {ROUND_PARTS}"):
+    for part in rows(connection, f"WITH spans AS (FROM {TOLD}) {ROUND_PARTS}"):
         parts[part["case_id"]][part["round_id"]].append(part)
     sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM requests
         WHERE NOT warmup AND status = 'ok' AND case_id IN (SELECT unnest(?)) GROUP BY round_id"""
@@ -313,7 +304,7 @@ def request_times(connection: duckdb.DuckDBPyConnection, case_ids: Sequence[str]
 
 def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
     """What the host was like in each counted round that ended, for `host_rules`: its states and what telemetry saw."""
-    _make_spans(connection, run_ids)
+    spans.tell(connection, run_ids)
     sql = f"""
         WITH seen AS (
           SELECT round_id, sum(host_cpu_busy_ns) AS busy_ns, sum(host_cpu_total_ns) AS total_ns,
@@ -326,7 +317,7 @@ def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[st
                  min(available_least_bytes) AS available_least_bytes, min(on_battery_least) AS on_battery_least,
                  max(on_battery_most) AS on_battery_most, max(largest_gap_ns) / 1e9 AS largest_gap_s,
                  max(samples) AS samples
-          FROM {_SPANS_TABLE} WHERE phase = 'round' GROUP BY round_id)
+          FROM {TOLD} WHERE phase = 'round' GROUP BY round_id)
         SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,
                seen.* EXCLUDE (round_id)
         FROM rounds r LEFT JOIN seen USING (round_id)

@@ -1,6 +1,9 @@
 """Telemetry by span: one row a case, phase, round, probe and device, in a single pass over ``samples``.
 
-Everything that is said of memory, energy and proof of device rests on these rows, never on samples themselves.
+Everything that is said of memory, energy and proof of device rests on these rows, never on samples themselves. When a
+job ends they are kept in the table ``case_spans``, so that samples are read once and not at every question; of jobs
+that run they are made when asked for. The table holds no data of its own: it is made anew when the formula changes.
+
 Counters are kept as their growth over the span (NULL where they went back: the thing counted was restarted). Gauges are
 means weighted by time, each reading standing for half the way to its neighbours (with a reading at every tick, mean ×
 duration is the trapezoid rule); windowed values stand for the time before them. Readings at the edges belong to both
@@ -8,6 +11,10 @@ spans, so counters are exact over a round.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
 
 _COUNTERS = (
     "runtime_cpu_ns", "host_cpu_busy_ns", "host_cpu_total_ns", "load_cpu_ns", "agent_cpu_ns", "device_energy_mj",
@@ -39,8 +46,9 @@ _USED = (
     "device_shared_memory_bytes", "device_throttle_reasons", "on_battery",
 )  # fmt: skip
 
-SPANS = f"""
-SELECT case_id, run_id, phase, round_id, probe_id, coalesce(device_id, '') AS device_id, count(*) AS samples,
+_OPEN_JOBS = "SELECT job_id FROM jobs WHERE job_id NOT IN (SELECT job_id FROM case_spans)"
+_MADE = f"""
+SELECT case_id, run_id, job_id, phase, round_id, probe_id, coalesce(device_id, '') AS device_id, count(*) AS samples,
   min(sample_ns) AS start_ns, max(sample_ns) AS end_ns, max(sample_ns - before_ns) AS largest_gap_ns,
   min_by(runtime_rss_bytes, sample_ns) AS rss_first_bytes, max_by(runtime_rss_bytes, sample_ns) AS rss_last_bytes,
   max(runtime_rss_bytes) AS rss_peak_bytes, median(runtime_rss_bytes) AS rss_median_bytes,
@@ -61,17 +69,56 @@ SELECT case_id, run_id, phase, round_id, probe_id, coalesce(device_id, '') AS de
   {", ".join(_growth(name) for name in _COUNTERS)},
   {", ".join(_mean(name) for name in (*_GAUGES, *_WINDOWED))}
 FROM (
-  SELECT case_id, run_id, phase, round_id, since_round_id, probe_id, device_id, sample_ns, {", ".join(_USED)},
+  SELECT case_id, run_id, job_id, phase, round_id, since_round_id, probe_id, device_id, sample_ns,
+         {", ".join(_USED)},
          lag(sample_ns) OVER line AS before_ns,
          (coalesce(lead(sample_ns) OVER line, sample_ns) - coalesce(before_ns, sample_ns)) / 2 AS weight_ns
   FROM (
     -- Phases between rounds have one name and are many spans: the round that began before tells them apart.
     SELECT s.*, coalesce(s.round_id, r.round_id) AS since_round_id
-    FROM (FROM samples WHERE case_id IS NOT NULL) s
+    FROM (FROM samples WHERE case_id IS NOT NULL AND job_id IN ({_OPEN_JOBS})) s
     ASOF LEFT JOIN rounds r ON s.case_id = r.case_id AND s.sample_ns > r.start_ns)
   WINDOW line AS ({_LINE}))
-GROUP BY case_id, run_id, phase, round_id, since_round_id, probe_id, coalesce(device_id, '')
+GROUP BY case_id, run_id, job_id, phase, round_id, since_round_id, probe_id, coalesce(device_id, '')
 """  # noqa: S608 - our own text
+
+SPANS = f"SELECT * FROM case_spans UNION ALL BY NAME ({_MADE})"  # noqa: S608 - our own text
+"""All spans there are."""
+TOLD = "temp.main.told_spans"
+"""Those that `tell` has made."""
+
+
+def create_table(connection: duckdb.DuckDBPyConnection) -> None:
+    """The table ``case_spans`` as the formula has it now, filled for the jobs that have ended."""
+    connection.execute("DROP TABLE IF EXISTS case_spans")
+    empty = _MADE.replace(_OPEN_JOBS, "''")
+    connection.execute(f"CREATE TABLE case_spans AS SELECT * FROM ({empty}) WHERE false")  # noqa: S608 - our own text
+    connection.execute(
+        "COMMENT ON TABLE case_spans IS 'Telemetry of ended jobs by case, phase, round, probe and device.'"
+    )
+    keep(
+        connection,
+        [job for (job,) in connection.execute("SELECT job_id FROM jobs WHERE finished_at IS NOT NULL").fetchall()],
+    )
+
+
+def keep(connection: duckdb.DuckDBPyConnection, job_ids: Sequence[str]) -> None:
+    """Keep the spans of jobs that have ended and have none yet."""
+    connection.execute(f"INSERT INTO case_spans BY NAME {_of_jobs()}", [list(job_ids)])
+
+
+def tell(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None) -> None:
+    """Make the table ``told_spans`` of this connection: the spans of some runs (None: of all)."""
+    where, parameters = ("true", []) if run_ids is None else ("run_id IN (SELECT unnest(?))", [list(run_ids)])
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE told_spans AS FROM case_spans WHERE {where}", parameters)
+    still = [job for (job,) in connection.execute(f"{_OPEN_JOBS} AND {where}", parameters).fetchall()]
+    if still:
+        connection.execute(f"INSERT INTO told_spans BY NAME {_of_jobs()}", [still])
+
+
+def _of_jobs() -> str:
+    return _MADE.replace(_OPEN_JOBS, f"{_OPEN_JOBS} AND job_id IN (SELECT unnest(?))")
+
 
 # One row a case, of spans.
 SAMPLE_PART = """

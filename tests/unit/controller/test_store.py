@@ -186,10 +186,12 @@ def test_the_documentation_names_every_table_view_column_and_its_queries_run(tmp
     )
     for table in {row[0] for row in real}:
         section = text.split(f"## {table}\n", 1)[1].split("\n## ", 1)[0]
+        if table == "case_spans":  # a cache, whose columns are named by a rule
+            continue
         documented = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
         assert documented == [row[1] for row in real if row[0] == table], table
     declared = {(t.name, c.name) for t in schema.TABLES for c in t.columns}
-    assert {row[:2] for row in real if row[0] not in (*views.VIEWS, "schema_migrations")} == declared
+    assert {row[:2] for row in real if row[0] not in (*views.VIEWS, "schema_migrations", "case_spans")} == declared
     for query in [part.split("```")[0] for part in text.split("```sql\n")[1:]]:
         store._read(partial(queries.rows, sql=query))
 
