@@ -25,7 +25,7 @@ import duckdb
 
 from benchfleet_controller.commands.comparing import comparison_of
 from benchfleet_controller.metrics import DEFAULT_COMPARED
-from benchfleet_controller.store import Store, spans
+from benchfleet_controller.store import Store, condensed
 from fakes.events import JobEvents, host, spec
 
 CASES, ROUNDS, TOKENS = 8, 25, 16
@@ -129,8 +129,11 @@ def fill(path: Path, requests: int, samples: int) -> None:
         )
         begun = time.perf_counter()
         for place in range(2):  # what the end of each job does
-            spans.keep(connection, [f"j{place}"])
-        print(f"spans of {samples:,} samples: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
+            condensed.keep(connection, [f"j{place}"])
+        print(
+            f"condensed {requests:,} requests and {samples:,} samples: {time.perf_counter() - begun:.1f} s",
+            file=sys.stderr,
+        )
 
 
 def bare_query(path: Path, repeats: int) -> float:

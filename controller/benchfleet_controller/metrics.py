@@ -22,7 +22,7 @@ class Source(StrEnum):
 
     REQUESTS = "requests"
     ROUNDS = "rounds"
-    SAMPLES = "samples"
+    SPANS = "spans"
     SCORES = "scores"
     """Scores of the round's answers."""
     ENERGY = "energy"
@@ -31,7 +31,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ByRound:
-    """How one round's value is computed: SQL aggregates over its ok requests, the round itself, or its readings.
+    """How one round's value is computed: SQL over its ok requests, the round itself, or its readings.
 
     Of energy, ``value`` names what it is divided by (a count of the round's answers), and ``weight`` is the factor.
     """
@@ -166,7 +166,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "output tokens of ok requests/wall time of the rounds that ended",
         by_round=ByRound(
             Source.ROUNDS,
-            "sum(q.output_tokens) FILTER (WHERE q.status = 'ok') / nullif((r.end_ns - r.start_ns) / 1e9, 0)",
+            "q.output_tokens / nullif((r.end_ns - r.start_ns) / 1e9, 0)",
             "(r.end_ns - r.start_ns) / 1e9",
         ),
         of_tokens=True,
@@ -180,7 +180,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "ok requests/wall time of the rounds that ended",
         by_round=ByRound(
             Source.ROUNDS,
-            "count(*) FILTER (WHERE q.status = 'ok') / nullif((r.end_ns - r.start_ns) / 1e9, 0)",
+            "coalesce(q.answers, 0) / nullif((r.end_ns - r.start_ns) / 1e9, 0)",
             "(r.end_ns - r.start_ns) / 1e9",
         ),
     ),
@@ -197,7 +197,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "RAM peak",
         "bytes",
         "largest resident memory of the runtime",
-        by_round=ByRound(Source.SAMPLES, "max(runtime_rss_bytes)", "1.0"),
+        by_round=ByRound(Source.SPANS, "max(rss_peak_bytes)", "1.0"),
     ),
     CaseMetric(
         "vram_peak_bytes",
@@ -224,7 +224,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "RAM in rounds",
         "bytes",
         "median resident memory of the runtime in rounds",
-        by_round=ByRound(Source.SAMPLES, "median(runtime_rss_bytes)", "1.0"),
+        by_round=ByRound(Source.SPANS, "median(rss_median_bytes)", "1.0"),
     ),
     CaseMetric(
         "ram_anon_peak_bytes",
@@ -233,7 +233,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "RAM peak, anonymous",
         "bytes",
         "largest anonymous memory of the runtime (private elsewhere than on Linux)",
-        by_round=ByRound(Source.SAMPLES, "max(runtime_anon_bytes)", "1.0"),
+        by_round=ByRound(Source.SPANS, "max(anon_peak_bytes)", "1.0"),
     ),
     CaseMetric(
         "ram_file_peak_bytes",
@@ -242,7 +242,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "RAM peak, files",
         "bytes",
         "largest memory of mapped files such as weights (Linux)",
-        by_round=ByRound(Source.SAMPLES, "max(runtime_file_bytes)", "1.0"),
+        by_round=ByRound(Source.SPANS, "max(file_peak_bytes)", "1.0"),
     ),
     CaseMetric(
         "quality_ratio",

@@ -17,7 +17,7 @@ from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.plan import JobPlan, Plan
-from benchfleet_controller.store import evidence, exports, ingest, queries, records, scores, spans
+from benchfleet_controller.store import condensed, evidence, exports, ingest, queries, records, scores
 from benchfleet_controller.store.columns import insert_rows
 from benchfleet_controller.store.connection import (
     NoSuchRun,
@@ -141,7 +141,7 @@ class Store:
             for job_id in ended:
                 scores.score_run(connection, run_of[job_id])
             if ended:
-                spans.keep(connection, ended)
+                condensed.keep(connection, ended)
             moved = {job: events[-1].sequence for job, events in fresh.items() if events}
             if moved:
                 records.move_committed(connection, moved)
@@ -219,17 +219,17 @@ class Store:
     def case_results(self, run_ids: Sequence[str] | None = None, *, itl: bool = True) -> list[Row]:
         """One row a case with all its metrics (docs/schema.md); None: of all runs.
 
-        ``itl=False`` leaves ``itl_*`` None and takes a third of the time on a million requests.
+        ``itl=False`` leaves ``itl_*`` None for jobs that have not ended: every gap of every answer is most of the work.
         """
         return self._read(lambda connection: queries.case_results(connection, run_ids, itl=itl))
 
     def round_values(self, metric: str, run_ids: Sequence[str] | None = None) -> RoundValues:
         """A metric by counted round, for `compare`. Raises KeyError for a metric not in the registry."""
-        return self._read(lambda connection: queries.round_values(connection, metric, run_ids))
+        return self.round_values_of([metric], run_ids)[metric]
 
     def round_values_of(self, metrics: Iterable[str], run_ids: Sequence[str] | None = None) -> dict[str, RoundValues]:
         """`round_values` of several metrics, in one look at the file."""
-        return self._read(lambda c: {metric: queries.round_values(c, metric, run_ids) for metric in metrics})
+        return self._read(lambda connection: queries.round_values(connection, metrics, run_ids))
 
     def round_conditions(self, run_ids: Sequence[str]) -> list[Row]:
         """What hosts were like in each counted round, for `host_rules`."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import duckdb
 
 from benchfleet.samples import SAMPLE_METRICS
-from benchfleet_controller.store import spans
+from benchfleet_controller.store import condensed
 from benchfleet_controller.store.schema import TABLES
 from benchfleet_controller.store.views import VIEWS
 
@@ -105,10 +105,11 @@ def migrate(connection: duckdb.DuckDBPyConnection, current: int) -> None:
     for name, type_ in _missing_sample_columns(connection):
         connection.execute(f"ALTER TABLE samples ADD COLUMN {name} {type_}")
     if not _has_our_views(connection):
-        spans.create_table(connection)
         for name, (query, comment) in VIEWS.items():
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
             connection.execute(f"COMMENT ON VIEW {name} IS '{comment}'")
+            if name == "request_metrics":  # what is condensed rests on it, and the other views on what is condensed
+                condensed.create_tables(connection)
         connection.execute("INSERT INTO schema_migrations VALUES (?, ?, ?, now())", [APPLICATION, LATEST, _VIEWS_NAME])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchfleet_controller import telemetry
-from benchfleet_controller.metrics import BY_NAME, Source
-from benchfleet_controller.store import spans
+from benchfleet_controller.metrics import BY_NAME, CaseMetric, Source
+from benchfleet_controller.store import condensed, views
 from benchfleet_controller.store.connection import NoSuchRun
-from benchfleet_controller.store.spans import PARTS, ROUND_PARTS, SPANS, TOLD
-from benchfleet_controller.store.views import CASE_RESULTS, CASE_RESULTS_WITHOUT_GAPS, SCORED
+from benchfleet_controller.store.spans import PARTS, ROUND_PARTS
 
 Row = dict[str, Any]
 _JSON_COLUMNS = frozenset({
@@ -175,14 +174,14 @@ def known_hosts(connection: duckdb.DuckDBPyConnection) -> list[KnownHost]:
 
 def case_results(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None, *, itl: bool) -> list[Row]:
     """The view ``case_results`` of some runs (None: of all), in the order of runs, hosts and cases."""
-    spans.tell(connection, run_ids)
-    source = (CASE_RESULTS if itl else CASE_RESULTS_WITHOUT_GAPS).replace(f"({SPANS})", f"(FROM {TOLD})")
+    condensed.tell(connection, run_ids, itl=itl)
+    source = views.case_results(*(one.told for one in condensed.TABLES))
     where, parameters = _of_runs(run_ids, "c.run_id")
     sql = f"""SELECT c.* FROM ({source}) c JOIN runs USING (run_id) WHERE {where}
         ORDER BY runs.created_at, c.run_id, c.host, c.case_index"""  # noqa: S608 - our text
     cases = rows(connection, sql, parameters)
     parts: dict[str, list[Row]] = defaultdict(list)
-    for part in rows(connection, f"WITH spans AS (FROM {TOLD}) {PARTS}"):
+    for part in rows(connection, f"WITH spans AS ({condensed.SPANS.told}) {PARTS}"):
         parts[part["case_id"]].append(part)
     sql = "SELECT fingerprint, agent_version, devices, limits FROM hosts ORDER BY seen_at"
     hosts = {host["fingerprint"]: host for host in rows(connection, sql)}
@@ -217,28 +216,37 @@ def failure_reasons(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str
     return rows(connection, sql, [list(run_ids)])
 
 
-def round_values(connection: duckdb.DuckDBPyConnection, metric: str, run_ids: Sequence[str] | None) -> RoundValues:
-    """One metric by counted round. Metrics that have no value by round give empty arrays."""
-    source = BY_NAME[metric].by_round
+def round_values(
+    connection: duckdb.DuckDBPyConnection, metrics: Iterable[str], run_ids: Sequence[str] | None
+) -> dict[str, RoundValues]:
+    """Metrics by counted round. Metrics that have no value by round give empty arrays."""
+    asked = [BY_NAME[name] for name in metrics]
+    condensed.tell(connection, run_ids, itl=any(one.name.startswith("itl_") for one in asked))
+    return {one.name: _values_of(connection, one, run_ids) for one in asked}
+
+
+def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_ids: Sequence[str] | None) -> RoundValues:
+    source = metric.by_round
     if source is None:
         return RoundValues(np.empty(0, object), np.empty(0), np.empty(0))
     if source.table is Source.ENERGY:
         return _round_energy(connection, source.value, float(source.weight), run_ids)
-    where, parameters = _of_runs(run_ids, "run_id")
+    parameters: list[Any] = []
     if source.table is Source.REQUESTS:
-        sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM request_metrics
-            WHERE NOT warmup AND status = 'ok' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
+        columns = f"case_id, {metric.name} AS value, {metric.name}_weight AS weight"
+        sql = f"SELECT {columns} FROM ({condensed.ROUND_REQUESTS.told})"  # noqa: S608 - our own text
     elif source.table is Source.SCORES:
-        sql = f"""SELECT q.case_id, {source.value} AS value, {source.weight} AS weight FROM ({SCORED}) s
-            JOIN requests q USING (request_id) WHERE q.{where} GROUP BY q.case_id, q.round_id"""  # noqa: S608
-    elif source.table is Source.SAMPLES:
-        sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM samples
-            WHERE phase = 'round' AND {where} GROUP BY case_id, round_id"""  # noqa: S608 - our text
+        where, parameters = _of_runs(run_ids, "q.run_id")
+        sql = f"""SELECT q.case_id, {source.value} AS value, {source.weight} AS weight FROM ({views.SCORED}) s
+            JOIN requests q USING (request_id) WHERE {where} GROUP BY q.case_id, q.round_id"""  # noqa: S608
+    elif source.table is Source.SPANS:
+        sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM ({condensed.SPANS.told})
+            WHERE phase = 'round' GROUP BY case_id, round_id"""  # noqa: S608 - our own text
     else:
+        where, parameters = _of_runs(run_ids, "r.run_id")
         sql = f"""SELECT r.case_id, {source.value} AS value, {source.weight} AS weight FROM rounds r
-            LEFT JOIN requests q USING (round_id)
-            WHERE NOT r.warmup AND r.end_ns IS NOT NULL AND r.{where}
-            GROUP BY r.case_id, r.round_id, r.start_ns, r.end_ns"""  # noqa: S608 - our text
+            LEFT JOIN ({condensed.ROUND_REQUESTS.told}) q USING (round_id)
+            WHERE NOT r.warmup AND r.end_ns IS NOT NULL AND {where}"""  # noqa: S608 - our own text
     found = connection.execute(f"SELECT * FROM ({sql}) ORDER BY ALL", parameters).fetchnumpy()  # noqa: S608
     return RoundValues(
         np.asarray(found["case_id"], object),
@@ -253,7 +261,7 @@ def _round_energy(
     """Energy of each counted round for one of its answers' tokens or requests, × ``factor``; of metered cases only."""
     cases = [case for case in case_results(connection, run_ids, itl=False) if case["energy_scope"] is not None]
     parts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for part in rows(connection, f"WITH spans AS (FROM {TOLD}) {ROUND_PARTS}"):
+    for part in rows(connection, f"WITH spans AS ({condensed.SPANS.told}) {ROUND_PARTS}"):
         parts[part["case_id"]][part["round_id"]].append(part)
     sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM requests
         WHERE NOT warmup AND status = 'ok' AND case_id IN (SELECT unnest(?)) GROUP BY round_id"""
@@ -304,7 +312,7 @@ def request_times(connection: duckdb.DuckDBPyConnection, case_ids: Sequence[str]
 
 def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
     """What the host was like in each counted round that ended, for `host_rules`: its states and what telemetry saw."""
-    spans.tell(connection, run_ids)
+    condensed.tell(connection, run_ids, [condensed.SPANS])
     sql = f"""
         WITH seen AS (
           SELECT round_id, sum(host_cpu_busy_ns) AS busy_ns, sum(host_cpu_total_ns) AS total_ns,
@@ -317,7 +325,7 @@ def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[st
                  min(available_least_bytes) AS available_least_bytes, min(on_battery_least) AS on_battery_least,
                  max(on_battery_most) AS on_battery_most, max(largest_gap_ns) / 1e9 AS largest_gap_s,
                  max(samples) AS samples
-          FROM {TOLD} WHERE phase = 'round' GROUP BY round_id)
+          {condensed.SPANS.told} WHERE phase = 'round' GROUP BY round_id)
         SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,
                seen.* EXCLUDE (round_id)
         FROM rounds r LEFT JOIN seen USING (round_id)

@@ -1,8 +1,6 @@
 """Telemetry by span: one row a case, phase, round, probe and device, in a single pass over ``samples``.
 
-Everything that is said of memory, energy and proof of device rests on these rows, never on samples themselves. When a
-job ends they are kept in the table ``case_spans``, so that samples are read once and not at every question; of jobs
-that run they are made when asked for. The table holds no data of its own: it is made anew when the formula changes.
+Everything that is said of memory, energy and proof of device rests on these rows, never on samples themselves.
 
 Counters are kept as their growth over the span (NULL where they went back: the thing counted was restarted). Gauges are
 means weighted by time, each reading standing for half the way to its neighbours (with a reading at every tick, mean ×
@@ -11,10 +9,6 @@ spans, so counters are exact over a round.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-import duckdb
 
 _COUNTERS = (
     "runtime_cpu_ns", "host_cpu_busy_ns", "host_cpu_total_ns", "load_cpu_ns", "agent_cpu_ns", "device_energy_mj",
@@ -46,8 +40,7 @@ _USED = (
     "device_shared_memory_bytes", "device_throttle_reasons", "on_battery",
 )  # fmt: skip
 
-_OPEN_JOBS = "SELECT job_id FROM jobs WHERE job_id NOT IN (SELECT job_id FROM case_spans)"
-_MADE = f"""
+SPANS_OF_JOBS = f"""
 SELECT case_id, run_id, job_id, phase, round_id, probe_id, coalesce(device_id, '') AS device_id, count(*) AS samples,
   min(sample_ns) AS start_ns, max(sample_ns) AS end_ns, max(sample_ns - before_ns) AS largest_gap_ns,
   min_by(runtime_rss_bytes, sample_ns) AS rss_first_bytes, max_by(runtime_rss_bytes, sample_ns) AS rss_last_bytes,
@@ -76,49 +69,12 @@ FROM (
   FROM (
     -- Phases between rounds have one name and are many spans: the round that began before tells them apart.
     SELECT s.*, coalesce(s.round_id, r.round_id) AS since_round_id
-    FROM (FROM samples WHERE case_id IS NOT NULL AND job_id IN ({_OPEN_JOBS})) s
+    FROM (FROM samples WHERE case_id IS NOT NULL AND {{jobs}}) s
     ASOF LEFT JOIN rounds r ON s.case_id = r.case_id AND s.sample_ns > r.start_ns)
   WINDOW line AS ({_LINE}))
 GROUP BY case_id, run_id, job_id, phase, round_id, since_round_id, probe_id, coalesce(device_id, '')
 """  # noqa: S608 - our own text
-
-SPANS = f"SELECT * FROM case_spans UNION ALL BY NAME ({_MADE})"  # noqa: S608 - our own text
-"""All spans there are."""
-TOLD = "temp.main.told_spans"
-"""Those that `tell` has made."""
-
-
-def create_table(connection: duckdb.DuckDBPyConnection) -> None:
-    """The table ``case_spans`` as the formula has it now, filled for the jobs that have ended."""
-    connection.execute("DROP TABLE IF EXISTS case_spans")
-    empty = _MADE.replace(_OPEN_JOBS, "''")
-    connection.execute(f"CREATE TABLE case_spans AS SELECT * FROM ({empty}) WHERE false")  # noqa: S608 - our own text
-    connection.execute(
-        "COMMENT ON TABLE case_spans IS 'Telemetry of ended jobs by case, phase, round, probe and device.'"
-    )
-    keep(
-        connection,
-        [job for (job,) in connection.execute("SELECT job_id FROM jobs WHERE finished_at IS NOT NULL").fetchall()],
-    )
-
-
-def keep(connection: duckdb.DuckDBPyConnection, job_ids: Sequence[str]) -> None:
-    """Keep the spans of jobs that have ended and have none yet."""
-    connection.execute(f"INSERT INTO case_spans BY NAME {_of_jobs()}", [list(job_ids)])
-
-
-def tell(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None) -> None:
-    """Make the table ``told_spans`` of this connection: the spans of some runs (None: of all)."""
-    where, parameters = ("true", []) if run_ids is None else ("run_id IN (SELECT unnest(?))", [list(run_ids)])
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE told_spans AS FROM case_spans WHERE {where}", parameters)
-    still = [job for (job,) in connection.execute(f"{_OPEN_JOBS} AND {where}", parameters).fetchall()]
-    if still:
-        connection.execute(f"INSERT INTO told_spans BY NAME {_of_jobs()}", [still])
-
-
-def _of_jobs() -> str:
-    return _MADE.replace(_OPEN_JOBS, f"{_OPEN_JOBS} AND job_id IN (SELECT unnest(?))")
-
+"""All spans of some jobs; ``{jobs}`` is the condition on ``job_id`` (`condensed`)."""
 
 # One row a case, of spans.
 SAMPLE_PART = """

@@ -14,7 +14,8 @@ Per case (`case_results`) only ok requests of counted rounds enter; see the comm
 
 from __future__ import annotations
 
-from benchfleet_controller.store.spans import SAMPLE_PART, SPANS
+from benchfleet_controller.store import condensed
+from benchfleet_controller.store.spans import SAMPLE_PART
 
 REQUEST_METRICS = """
 SELECT
@@ -47,63 +48,8 @@ SELECT
 FROM requests
 """
 
-# Counted requests of a case: aggregates of request_metrics.
-REQUEST_PART = """
-SELECT
-  case_id,
-  count(*) AS requests,
-  count(*) FILTER (WHERE status <> 'ok') AS failed,
-  count(ttft_s) FILTER (WHERE status = 'ok') AS ttft_n,
-  avg(ttft_s) FILTER (WHERE status = 'ok') AS ttft_avg_s,
-  quantile_cont(ttft_s, [0.5, 0.95]) FILTER (WHERE status = 'ok') AS ttft_q,
-  count(e2e_s) FILTER (WHERE status = 'ok') AS e2e_n,
-  avg(e2e_s) FILTER (WHERE status = 'ok') AS e2e_avg_s,
-  quantile_cont(e2e_s, [0.5, 0.95]) FILTER (WHERE status = 'ok') AS e2e_q,
-  avg(tpot_s) FILTER (WHERE status = 'ok') AS tpot_avg_s,
-  sum(decode_tokens) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
-    / sum(decode_s) FILTER (WHERE status = 'ok') AS decode_tokens_per_s,
-  string_agg(DISTINCT rate_basis, '+' ORDER BY rate_basis) FILTER (WHERE status = 'ok' AND decode_s IS NOT NULL)
-    AS decode_basis,
-  sum(prompt_tokens) FILTER (WHERE status = 'ok' AND prefill_tokens_per_s IS NOT NULL)
-    / sum(ttft_s) FILTER (WHERE status = 'ok' AND prefill_tokens_per_s IS NOT NULL) AS prefill_tokens_per_s,
-  sum(output_tokens) FILTER (WHERE status = 'ok')::BIGINT AS output_tokens,
-  sum(prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS prompt_tokens,
-  sum(cached_prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS cached_prompt_tokens,
-  string_agg(DISTINCT tokens_source, '+' ORDER BY tokens_source) FILTER (WHERE status = 'ok') AS tokens_source,
-  string_agg(DISTINCT accounting, '+' ORDER BY accounting) FILTER (WHERE status = 'ok') AS accounting,
-  string_agg(DISTINCT stamp_source, '+' ORDER BY stamp_source) FILTER (WHERE status = 'ok') AS stamp_source,
-  sum(coalesced_chunks) FILTER (WHERE status = 'ok')
-    / nullif(sum(chunks) FILTER (WHERE status = 'ok'), 0) AS coalesced_ratio,
-  avg(lateness_s) AS lateness_avg_s,
-  quantile_cont(lateness_s, 0.95) AS lateness_p95_s,
-  min(prompt_tokens) FILTER (WHERE status = 'ok') AS prompt_tokens_min,
-  max(prompt_tokens) FILTER (WHERE status = 'ok') AS prompt_tokens_max
-FROM request_metrics WHERE NOT warmup GROUP BY case_id
-"""
-
-# Gaps are unnested side by side, which stays vectorised; a lambda over 128 million gaps does not.
-GAP_PART = """
-SELECT case_id, quantile_cont(gap_s, [0.5, 0.95]) AS itl_q, count(*) AS itl_n
-FROM (SELECT case_id, (unnest(token_offset_ns[2:])
-                       - unnest(token_offset_ns[1:len(token_offset_ns) - 1])) / 1e9 AS gap_s
-      FROM requests WHERE NOT warmup AND status = 'ok' AND len(token_offset_ns) > 1)
-GROUP BY case_id
-"""
-
-# The first request after the load pays for what later ones find ready; reported apart.
-COLD_PART = """
-SELECT case_id, min_by(ttft_s, start_ns) AS cold_ttft_s FROM request_metrics WHERE status = 'ok' GROUP BY case_id
-"""
-
-# The request after a pause, when there was one.
-IDLE_PART = """
-SELECT q.case_id, min_by(ttft_s, q.start_ns) AS idle_ttft_s
-FROM request_metrics q JOIN rounds r USING (round_id)
-WHERE r.kind = 'idle' AND q.status = 'ok' GROUP BY q.case_id
-"""
-
 # Of the certificates of the job, the one whose load comes closest from below; alone is always among them.
-CERTIFICATE_PART = """
+_CERTIFICATE_PART = """
 SELECT c.case_id, max_by(k.ttft_error_p99_ns, k.concurrency) / 1e9 AS ttft_error_s,
        max_by(k.itl_error_p99_ns, k.concurrency) / 1e9 AS itl_error_s
 FROM cases c JOIN certificates k ON k.job_id = c.job_id AND k.concurrency <= c.concurrency
@@ -121,20 +67,17 @@ FROM (SELECT case_id, run_id, phase, device_id, min(start_ns) AS start_ns, sum(s
              max(rss_peak_bytes) AS rss_peak_bytes, max_by(anon_last_bytes, end_ns) AS anon_last_bytes,
              max_by(file_last_bytes, end_ns) AS file_last_bytes,
              max_by(device_used_last_bytes, end_ns) AS device_memory_last_bytes
-      FROM ({SPANS}) GROUP BY case_id, run_id, phase, device_id)
+      FROM ({condensed.SPANS.whole}) GROUP BY case_id, run_id, phase, device_id)
 GROUP BY case_id, run_id, phase
 """  # noqa: S608 - our own text
 
 # Tokens over wall time of the rounds that ended; a round cut short has no wall time to divide by.
-ROUND_PART = """
+_ROUND_PART = """
 SELECT r.case_id, count(*) AS rounds, sum(r.end_ns - r.start_ns) / 1e9 AS rounds_s,
        sum(r.load_cpu_ns) / nullif(sum(r.end_ns - r.start_ns), 0) AS load_cpu_ratio,
-       sum(t.tokens) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS output_tokens_per_s,
+       sum(t.output_tokens) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS output_tokens_per_s,
        sum(t.answers) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS requests_per_s
-FROM rounds r
-LEFT JOIN (SELECT round_id, sum(output_tokens) FILTER (WHERE status = 'ok') AS tokens,
-                  count(*) FILTER (WHERE status = 'ok') AS answers
-           FROM requests GROUP BY round_id) t USING (round_id)
+FROM rounds r LEFT JOIN round_requests_told t USING (round_id)
 WHERE NOT r.warmup AND r.end_ns IS NOT NULL GROUP BY r.case_id
 """
 
@@ -147,24 +90,27 @@ SELECT case_id, request_id,
 FROM scores WHERE score IS NOT NULL GROUP BY case_id, request_id
 """
 
-QUALITY_PART = f"""
+_QUALITY_PART = f"""
 SELECT case_id, avg(score) AS quality_ratio, count(score) AS quality_n,
        string_agg(DISTINCT source, '+' ORDER BY source) AS quality_source
 FROM ({SCORED}) GROUP BY case_id
 """  # noqa: S608 - our own text
 
-CASE_RESULTS = f"""
-WITH spans AS MATERIALIZED ({SPANS})
+
+def case_results(spans: str, case_requests: str, round_requests: str) -> str:
+    """The query of the view, from three queries for what `condensed` has."""
+    return f"""
+WITH spans AS MATERIALIZED ({spans}), round_requests_told AS ({round_requests})
 SELECT
   j.host_name AS host, coalesce(c.device, c.device_asked) AS device, c.runtime,
   coalesce(c.alias, c.model) AS model, c.variant, c.status, c.reason,
   coalesce(o.rounds, 0) AS rounds, coalesce(q.requests, 0) AS requests, coalesce(q.failed, 0) AS failed,
   q.ttft_avg_s, q.ttft_q[1] AS ttft_p50_s, q.ttft_q[2] AS ttft_p95_s,
   q.e2e_avg_s, q.e2e_q[1] AS e2e_p50_s, q.e2e_q[2] AS e2e_p95_s,
-  g.itl_q[1] AS itl_p50_s, g.itl_q[2] AS itl_p95_s, q.tpot_avg_s,
+  q.itl_q[1] AS itl_p50_s, q.itl_q[2] AS itl_p95_s, q.tpot_avg_s,
   q.decode_tokens_per_s, q.decode_basis, q.prefill_tokens_per_s, o.output_tokens_per_s,
   q.output_tokens, q.prompt_tokens, q.cached_prompt_tokens, q.tokens_source, q.accounting,
-  c.load_ns / 1e9 AS load_s, f.cold_ttft_s,
+  c.load_ns / 1e9 AS load_s, q.cold_ttft_s,
   s.ram_peak_bytes, s.vram_peak_bytes, s.gpu_busy_ratio,
   s.busy_cores / h.logical_cores AS cpu_busy_ratio, s.energy_j, coalesce(s.samples, 0) AS samples,
   c.case_id, c.run_id, c.job_id, c.case_index, c.message, c.concurrency, c.prompt_set,
@@ -174,12 +120,12 @@ SELECT
   c.size_bytes, c.license, c.context_length, coalesce(q.stamp_source, c.stamp_source) AS stamp_source,
   c.remote, c.dropped_readings, c.unmeasured, c.components, o.load_cpu_ratio, s.swap_growth_bytes,
   q.coalesced_ratio,
-  coalesce(q.ttft_n, 0) AS ttft_n, coalesce(q.e2e_n, 0) AS e2e_n, coalesce(g.itl_n, 0) AS itl_n,
+  coalesce(q.ttft_n, 0) AS ttft_n, coalesce(q.e2e_n, 0) AS e2e_n, coalesce(q.itl_n, 0) AS itl_n,
   j.fingerprint, c.started_at, c.finished_at,
   c.request_rate_per_s, c.arrival, o.requests_per_s, q.lateness_avg_s, q.lateness_p95_s,
   c.round_duration_s, c.minimum_duration_s, c.interval_ratio, c.maximum_rounds,
   c.prompt_token_count, q.prompt_tokens_min, q.prompt_tokens_max, c.prefix_cache, c.deterministic,
-  c.page_cache, c.page_cache_ratio, c.idle_pause_s, i.idle_ttft_s, c.unload_ns / 1e9 AS unload_s,
+  c.page_cache, c.page_cache_ratio, c.idle_pause_s, q.idle_ttft_s, c.unload_ns / 1e9 AS unload_s,
   s.ram_loaded_bytes, s.ram_before_unload_bytes, s.ram_after_unload_bytes,
   k.ttft_error_s, k.itl_error_s, o.rounds_s, c.block_index,
   s.ram_baseline_bytes, s.ram_steady_bytes, s.ram_anon_peak_bytes, s.ram_file_peak_bytes,
@@ -191,26 +137,19 @@ FROM cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
   ON h.fingerprint = j.fingerprint
-LEFT JOIN ({REQUEST_PART}) q ON q.case_id = c.case_id
-LEFT JOIN ({GAP_PART}) g ON g.case_id = c.case_id
-LEFT JOIN ({COLD_PART}) f ON f.case_id = c.case_id
-LEFT JOIN ({IDLE_PART}) i ON i.case_id = c.case_id
-LEFT JOIN ({CERTIFICATE_PART}) k ON k.case_id = c.case_id
-LEFT JOIN ({ROUND_PART}) o ON o.case_id = c.case_id
-LEFT JOIN ({QUALITY_PART}) w ON w.case_id = c.case_id
+LEFT JOIN ({case_requests}) q ON q.case_id = c.case_id
+LEFT JOIN ({_CERTIFICATE_PART}) k ON k.case_id = c.case_id
+LEFT JOIN ({_ROUND_PART}) o ON o.case_id = c.case_id
+LEFT JOIN ({_QUALITY_PART}) w ON w.case_id = c.case_id
 LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
 """  # noqa: S608 - our own text
 
-CASE_RESULTS_WITHOUT_GAPS = CASE_RESULTS.replace(
-    GAP_PART, "SELECT NULL::VARCHAR AS case_id, NULL::DOUBLE[] AS itl_q, NULL::BIGINT AS itl_n WHERE false"
-)
-"""The same with ITL unmeasured: every gap of every answer is most of the work where nobody asked for ITL."""
 
 VIEWS: dict[str, tuple[str, str]] = {
     "request_metrics": (REQUEST_METRICS, "Metrics of each request, warm-up included; times in seconds."),
     "case_stages": (CASE_STAGES, "What the runtime held at each stage of each case; bytes."),
     "case_results": (
-        CASE_RESULTS,
+        case_results(*(one.whole for one in condensed.TABLES)),
         "Results of each case over the ok requests of its counted rounds; NULL: unmeasured.",
     ),
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from benchfleet.v1 import event_pb2, job_pb2
-from benchfleet_controller.store import SequenceGap, Store, StoreError
+from benchfleet_controller.store import SequenceGap, Store, StoreError, condensed, queries
 from fakes.events import JobEvents, failed_request, host, ok_request, spec
 
 
@@ -65,9 +66,38 @@ def test_results_are_those_worked_out_by_hand(store: Store) -> None:
         "cpu_busy_ratio": 2 / 2 / 4, "energy_j": 6.0, "samples": 7,
         "execution_provider": "CPU", "stamp_source": "socket", "run_id": "r1", "job_id": "j1", "case_id": "c1",
     }  # fmt: skip
-    assert store.case_results(itl=False) == [case | {"itl_p50_s": None, "itl_p95_s": None, "itl_n": 0}]
+    assert store.case_results(itl=False) == [case]
     assert case["unmeasured"] == {"device_power_w": "no sensor"}
     assert {name: case[name] for name in expected} == pytest.approx(expected)
+
+
+def test_what_is_condensed_at_the_end_is_what_the_rows_say_and_running_jobs_are_seen(store: Store) -> None:
+    job = whole_job()
+    store.commit_events("j1", job.events)
+    (kept,) = store.case_results()
+    rounds = store.round_values_of(["ttft_p50_s", "output_tokens_per_s", "itl_p50_s"])
+
+    def forget(connection: duckdb.DuckDBPyConnection) -> None:
+        for one in condensed.TABLES:
+            assert connection.execute(f"SELECT count(*) FROM {one.table}").fetchall() != [(0,)]
+            connection.execute(f"DELETE FROM {one.table}")
+
+    store._write(forget)
+    (asked,) = store.case_results()
+    numbers = {name: value for name, value in kept.items() if isinstance(value, float)}
+    assert {name: asked[name] for name in numbers} == pytest.approx(numbers)
+    assert {**asked, **numbers} == kept
+    again = store.round_values_of(["ttft_p50_s", "output_tokens_per_s", "itl_p50_s"])
+    for name, values in rounds.items():
+        assert (again[name].value.tolist(), again[name].weight.tolist()) == (
+            values.value.tolist(), values.weight.tolist(),
+        )  # fmt: skip
+    view = store._read(lambda connection: queries.rows(connection, "FROM case_results"))
+    assert view[0]["ttft_p50_s"] == kept["ttft_p50_s"]
+    assert (store.case_results(itl=False)[0]["itl_p50_s"], kept["itl_p50_s"]) == (
+        None,
+        pytest.approx(kept["itl_p50_s"]),
+    )
 
 
 def test_unmeasured_is_null(store: Store) -> None:
