@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from benchfleet_agent.access import AccessControl
     from benchfleet_agent.config import AgentConfig
     from benchfleet_agent.journal import Journal
+    from benchfleet_agent.journal_file import Contents
 
 EXIT_USAGE = 2
 EXIT_UNABLE = 4
@@ -78,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     probes.add_argument("--format", choices=("table", "json"), default="table")
     probes.set_defaults(command=_probes)
 
+    jobs = commands.add_parser("jobs", help="jobs whose events no controller has fetched yet, and giving them up")
+    jobs.add_argument("--format", choices=("table", "json"), default="table")
+    which = jobs.add_mutually_exclusive_group()
+    which.add_argument("--release", metavar="JOB", help="forget this ended job (its id, or a unique prefix)")
+    which.add_argument("--release-ended", action="store_true", help="forget all jobs that ended")
+    jobs.add_argument("--yes", action="store_true", help="release without being asked; what is not stored is lost")
+    jobs.set_defaults(command=_jobs)
+
     join = commands.add_parser(
         "join", help="make this host a member of a lab, with the line of `benchfleet certs enrol`"
     )
@@ -86,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--force", action="store_true", help="also when this host belongs to another lab")
     join.set_defaults(command=_join)
 
-    for command in (serve, doctor, probes, join):
+    for command in (serve, doctor, probes, jobs, join):
         command.add_argument("--data-dir", type=Path, metavar="DIR", help="where the agent keeps its journal and logs")
         command.add_argument("--config", type=Path, metavar="FILE", help="agent.toml (see deploy/agent.toml)")
     return parser
@@ -111,18 +121,26 @@ def _config(options: argparse.Namespace) -> AgentConfig:
     return override(load_config(options.config), flags)
 
 
-def _inventory(config: AgentConfig) -> Callable[[], host_pb2.Host]:
-    """Who this host is; its probes are looked at once, the rest whenever asked."""
+def _inventory(config: AgentConfig, contents: Callable[[], Contents]) -> Callable[[], host_pb2.Host]:
+    """Who this host is; its probes are looked at once, the rest (``contents`` of the journal, too) whenever asked."""
     from benchfleet_agent.config import ConfigError
     from benchfleet_agent.host import HostIdentity, fingerprint
-    from benchfleet_agent.probes import default_probes, describe
+    from benchfleet_agent.journal_upkeep import find_problems
+    from benchfleet_agent.probe_selection import probes_to_list
+    from benchfleet_agent.probes import describe
 
     try:
         identity = HostIdentity.load(config.data_dir)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    probes = describe(default_probes())
-    return lambda: fingerprint(identity, config.data_dir, probes).to_proto()
+    probes = describe(probes_to_list(config.probes))
+
+    def inventory() -> host_pb2.Host:
+        host = fingerprint(identity, config.data_dir, probes).to_proto()
+        host.problems.extend(find_problems(contents(), config.journal, time.time_ns()))
+        return host
+
+    return inventory
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -133,7 +151,7 @@ def _serve(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         (config.data_dir / "logs").mkdir(parents=True, exist_ok=True)
-        journal = Journal(config.data_dir)
+        journal = Journal(config.data_dir, max_bytes=config.journal.max_bytes)
     except (JournalInUse, JournalDamaged, JournalFull) as error:
         return _complain(str(error), EXIT_UNABLE)
     except OSError as error:
@@ -148,6 +166,7 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
     from benchfleet.tls import TlsError
     from benchfleet.transport import join_address, split_address
     from benchfleet_agent.executor import Runtimes
+    from benchfleet_agent.journal_upkeep import close_damaged, find_problems
     from benchfleet_agent.service import AgentService, start_server
 
     stop = asyncio.Event()
@@ -159,7 +178,11 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
         credentials, access = _security(config)
     except TlsError as error:
         return _complain(str(error))
-    service = AgentService(journal, Runtimes(config), _inventory(config), config.data_dir / "logs")
+    service = AgentService(journal, Runtimes(config), _inventory(config, journal.contents), config.data_dir / "logs")
+    for problem in find_problems(journal.contents(), config.journal, time.time_ns()):
+        logging.warning("%s; %s", problem.message, problem.advice)
+    for job_id in close_damaged(journal):
+        logging.warning("job %s lost events when the journal was damaged and is closed", job_id)
     for job_id in await service.close_unfinished():
         logging.warning("job %s was left unfinished by a killed agent and is closed", job_id)
     address = join_address(*split_address(config.listen))
@@ -167,6 +190,7 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
         server = await start_server(service, address, credentials, access)
     except RuntimeError:
         return _complain(f"{address} is taken, perhaps by another agent; choose another with --listen", EXIT_UNABLE)
+    journal.serve(address)
     how = "mutual TLS" if credentials else "clear text"
     logging.info("benchfleet-agent %s listens on %s (%s), data in %s", __version__, address, how, config.data_dir)
     try:
@@ -215,11 +239,18 @@ def _join(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from benchfleet_agent.executor import Runtimes
+    from benchfleet_agent.journal_file import Contents, JournalDamaged, read_contents
 
     config = _settings(options)
-    host = _inventory(config)()
+    contents, wrong = Contents(), 0
+    try:
+        contents = read_contents(config.data_dir)
+    except (JournalDamaged, OSError) as error:
+        print(f"error: {error}; `benchfleet-agent serve` repairs it as far as possible")
+        wrong = 1
+    host = _inventory(config, lambda: contents)()
     print(f"{host.hostname}: {host.cpu_model}, {host.memory_bytes / 2**30:.1f} GiB, {host.os_name} {host.os_version}")
-    wrong = _examine_certificate(config)
+    wrong += _examine_certificate(config)
     for runtime in Runtimes(config).all():
         description = runtime.describe()
         state = f"available, version {description.version}" if description.available else f"no: {description.reason}"
@@ -260,9 +291,16 @@ def _examine_certificate(config: AgentConfig) -> int:
 
 
 def _probes(options: argparse.Namespace) -> int:
+    from benchfleet_agent.probe_selection import probes_to_list
     from benchfleet_agent.probes.listing import carry_out
 
-    return carry_out(options)
+    return carry_out(options, probes_to_list(_config(options).probes))
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from benchfleet_agent.held_jobs import carry_out
+
+    return carry_out(options, _config(options))
 
 
 def _complain(message: str, code: int = EXIT_USAGE) -> int:

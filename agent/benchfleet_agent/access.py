@@ -21,8 +21,15 @@ from benchfleet.tls import file_stamp, read_limited
 from benchfleet.transport import refusal
 from benchfleet_agent.renewal import Renewal
 
-READ_CALLS = frozenset({"GetHost", "ListModels", "ResolveModel", "GetJob", "ListJobs", "StreamJobEvents"})
-"""What ``read`` allows; ``run`` allows everything."""
+READ_CALLS = frozenset({"GetHost", "ListModels", "GetJob", "ListJobs", "StreamJobEvents"})
+"""What ``read`` allows, none of which takes a URL, a path or a model's name: a reader sends the agent nowhere."""
+RUN_CALLS = frozenset(
+    {
+        "ResolveModel",  # asks the server that the caller names, and may download execution providers
+        "PullModel", "RemoveModel", "UnloadModel", "MeasureLimits", "StartJob", "CancelJob", "ReleaseJobEvents",
+    }
+)  # fmt: skip
+"""What takes ``run``, which also allows what ``read`` does. Calls in neither set are nobody's (a test finds them)."""
 EVERYONE = "*"
 LOOK_S = 1.0
 """How often at most the revocation list's file is looked at."""
@@ -49,7 +56,7 @@ class AccessPolicy:
         if self.read is None and self.run is None:
             return True
         if {name, EVERYONE} & (self.run or frozenset()):
-            return True
+            return call in READ_CALLS | RUN_CALLS
         return call in READ_CALLS and bool({name, EVERYONE} & (self.read or frozenset()))
 
 

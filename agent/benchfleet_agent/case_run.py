@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import statistics
 import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet_agent import page_cache
+from benchfleet_agent import evidence, page_cache
+from benchfleet_agent.case_rounds import CaseRounds, Load
+from benchfleet_agent.conditions import Conditions, unmeasurable
 from benchfleet_agent.direct_link import DirectLink
 from benchfleet_agent.forecasting import forecast_case, refuse_unfit, with_smaller
-from benchfleet_agent.jobs import CaseOrder, Outcome, PromptOrder, SyntheticOrder, case_outcome
+from benchfleet_agent.host_state.readers import HostStates
+from benchfleet_agent.jobs import CaseOrder, Outcome
 from benchfleet_agent.journal import JournalFull
-from benchfleet_agent.load.record import RequestRecord, Status
 from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
-from benchfleet_agent.rounds import RoundResult, rate_failure
 from benchfleet_agent.runtimes import Loaded, Model, Placement, Runtime, Session
 from benchfleet_agent.sampler import Label, Sampler
-from benchfleet_agent.synthetic import compose
 
 CLOSE_S = 25.0
 UNLOAD_S = 60.0
-Load = LoadLink | DirectLink
 _log = logging.getLogger(__name__)
 
 
@@ -41,27 +37,37 @@ class CaseRun:
     """Carries out one case; `cancel` may come from another thread."""
 
     def __init__(
-        self, order: CaseOrder, recorder: Recorder, sampler: Sampler, cancelled: threading.Event, log_dir: Path
+        self,
+        order: CaseOrder,
+        recorder: Recorder,
+        sampler: Sampler,
+        cancelled: threading.Event,
+        log_dir: Path,
+        conditions: Conditions | None = None,
     ) -> None:
         self._order = order
         self._recorder = recorder
         self._sampler = sampler
         self._cancelled = cancelled
         self._log_dir = log_dir
+        self._conditions = conditions
+        self._targets = Targets()
+        self._states = HostStates(sampler.latest, lambda: self._targets)
         self._session: Session | None = None
         self._load: Load | None = None
         self._unload_ns: int | None = None
         self._unmeasured: dict[str, str] = {}
-        self._round_count = 0
+        self._evidence: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
     def carry_out(self, find_runtime: Callable[[CaseOrder], Runtime], placement: Placement) -> Outcome:
         """Run the case and record its end. Raises `JournalFull` when that cannot be written."""
-        dropped = self._sampler.dropped
+        dropped, oom_kills = self._sampler.dropped, evidence.read_oom_kills()
+        self._recorder.memory.begin()
         try:
             outcome = self._run(find_runtime, placement)
         except WorkFailed as error:
-            outcome = Outcome("failed", error.failure)
+            outcome = self._explained(Outcome("failed", error.failure), error, oom_kills)
         except (JournalFull, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001  (a bug here must cost one case, not the job)
@@ -77,6 +83,7 @@ class CaseRun:
             self._unload_ns,
             self._sampler.unmeasured() | self._unmeasured,
             self._sampler.dropped - dropped,
+            self._evidence,
         )
         return outcome
 
@@ -104,6 +111,7 @@ class CaseRun:
         if unfit := self._unfit(runtime, model, None):
             return unfit
         self._phase("baseline")
+        self._require_measurable(model)
         session = runtime.open(model, placement)
         with self._lock:
             self._session = session
@@ -119,17 +127,17 @@ class CaseRun:
         recorder.progress(order.case_id, f"loading {model.variant}", None)
         load = self._start_load(session)
         start_ns = time.perf_counter_ns()
-        with watch(session, lambda found: self._sampler.set_targets(Targets(found, load.pid))):
+        with watch(session, lambda found: self._look_at(Targets(found, load.pid))):
             loaded = self._load_model(session, runtime, model)
         end_ns = time.perf_counter_ns()
         opened = load.open(loaded.endpoint, order, session.directory())
         components = {**runtime.describe().components, **opened["versions"]}
-        self._sampler.set_targets(Targets(session.process_ids(), load.pid))
+        self._look_at(Targets(session.process_ids(), load.pid))
         self._phase("loaded")
         recorder.model_loaded(
             order.case_id, start_ns, end_ns, loaded, components, opened["stamp_source"], cached_ratio, order.path
         )
-        outcome = _with_provider(self._rounds(session, load), model, loaded)
+        outcome = _with_provider(self._rounds(runtime, model, session, load, loaded), model, loaded)
         self._phase("unload")
         load.stop(5.0)
         with contextlib.suppress(WorkFailed):  # the measurements are complete; a failing unload does not spoil them
@@ -137,86 +145,50 @@ class CaseRun:
         self._phase("after")
         return outcome
 
-    def _rounds(self, session: Session, load: Load) -> Outcome:
-        """Warm up, count rounds until there are enough, then the request after a pause."""
-        order = self._order
-        prompts = order.prompts
-        if isinstance(prompts, SyntheticOrder):
-            prompts = self._compose(prompts, session, load)
-        for _ in range(order.warmup_rounds):
-            self._round(session, load, "warmup", prompts, self._pace())
-        counted: list[RequestRecord] = []
-        results: list[RoundResult] = []
-        while not order.stop.enough(results):
-            records, duration_s = self._round(session, load, "counted", prompts, self._pace())
-            counted += records
-            results.append(_result(records, duration_s))
-        if order.idle_pause_s is not None:
-            self._pause(session, order.idle_pause_s)
-            self._round(session, load, "idle", prompts[:1], {})
-        return self._outcome(counted)
+    def _rounds(self, runtime: Runtime, model: Model, session: Session, load: Load, loaded: Loaded) -> Outcome:
+        def is_loaded() -> bool | None:
+            # A runtime that did not say it before would not say it now.
+            return None if model.loaded is None else runtime.resolve(model.variant, self._order.device).loaded
 
-    def _outcome(self, counted: Sequence[RequestRecord]) -> Outcome:
-        order = self._order
-        outcome = case_outcome([_failure(record) for record in counted])
-        if order.rate_per_s is not None and outcome.status == "succeeded":
-            late = [_seconds(r.scheduled_ns, r.start_ns) for r in counted if r.scheduled_ns and r.start_ns]
-            latency = [_seconds(r.start_ns, r.done_ns) for r in counted if r.start_ns and r.done_ns]
-            if failure := rate_failure(late, latency, order.rate_per_s, order.concurrency):
-                return Outcome("failed", failure)
+        rounds = CaseRounds(
+            self._order,
+            self._recorder,
+            session,
+            load,
+            self._states,
+            phase=self._phase,
+            interrupted=self._interrupted,
+            wait=self._cancelled.wait,
+            conditions=self._conditions,
+            runtime_seen=loaded.endpoint.remote or bool(self._targets.runtime_pids),
+            is_loaded=is_loaded,
+        )
+        return rounds.carry_out()
+
+    def _explained(self, outcome: Outcome, error: WorkFailed, oom_kills: evidence.OomKills) -> Outcome:
+        """The outcome of a failure with what speaks for it, while that can still be read."""
+        if self._cancelled.is_set() or outcome.failure is None or outcome.failure.reason not in evidence.CRASHES:
+            return outcome
+        self._sampler.flush()
+        outcome, self._evidence = evidence.explain(
+            outcome,
+            evidence.ended_child(error),
+            oom_kills,
+            evidence.read_oom_kills(),
+            self._recorder.memory.before(outcome.failure.reason),
+            time.perf_counter_ns(),
+        )
         return outcome
 
-    def _round(
-        self, session: Session, load: Load, kind: str, prompts: Sequence[PromptOrder], pace: dict[str, Any]
-    ) -> tuple[list[RequestRecord], float]:
-        """Carry out one round and record it; its requests and its duration in seconds."""
-        order, recorder = self._order, self._recorder
-        round_id, index = str(uuid.uuid4()), self._round_count
-        self._round_count += 1
-        recorder.round_started(order.case_id, round_id, index, kind)
-        self._phase("round" if kind == "counted" else "warmup", round_id)
-        records: list[RequestRecord] = []
-
-        def take(record: RequestRecord) -> None:
-            recorder.request_finished(order.case_id, round_id, record)
-            records.append(record)
-
-        command = {"round_id": round_id, "requests": _requests(prompts, index), **pace}
-        if not order.allow_prefix_cache:
-            # Another run's words must differ too, unless answers are to be compared with that run's.
-            seed = f"{order.seed}" if order.deterministic else order.case_id
-            command["prefix_seed"] = f"{seed}/{kind}/{index}"
-        finished = load.round(command, session, take)
-        self._phase("loaded")
-        failed = sum(record.status is Status.FAILED for record in records)
-        recorder.round_finished(order.case_id, round_id, finished, len(records), failed)
-        return records, _seconds(finished["start_ns"], finished["end_ns"])
-
-    def _pace(self) -> dict[str, Any]:
-        """How the requests of a round follow each other: fields of the load process's ``round``."""
-        order = self._order
-        pace: dict[str, Any] = {"duration_s": order.round_duration_s}
-        if order.rate_per_s is not None:
-            # By the plan's seed, so that every host gets the same arrivals.
-            seed = f"{order.seed}/{self._round_count}"
-            pace |= {
-                "rate_per_s": order.rate_per_s,
-                "arrival": "poisson" if order.poisson else "constant",
-                "seed": seed,
-            }
-        return pace
-
-    def _compose(self, asked: SyntheticOrder, session: Session, load: Load) -> tuple[PromptOrder, ...]:
-        self._recorder.progress(self._order.case_id, f"composing prompts of {asked.token_count} tokens", None)
-
-        def count(text: str) -> int | None:
-            probe = PromptOrder("calibration", ({"role": "user", "content": text},), 1)
-            records, _ = self._round(session, load, "calibration", [probe], {})
-            if records[0].status is Status.FAILED and records[0].reason is not Reason.EMPTY_ANSWER:
-                raise WorkFailed(records[0].reason or Reason.INTERNAL, records[0].message or "")
-            return records[0].prompt_tokens
-
-        return compose(asked, f"{self._order.seed}", count)
+    def _require_measurable(self, model: Model) -> None:
+        """Refuse conditions that this host cannot tell. Raises `WorkFailed` ``unsupported``."""
+        state = self._states.take()  # also the state before the first round's
+        if self._conditions is None:
+            return
+        counts = "host_cpu_busy_ns" in self._sampler.latest().get("", {})
+        device = self._order.device or model.device
+        if missing := unmeasurable(self._conditions, state, device, counts_processor_time=counts):
+            raise WorkFailed(Reason.UNSUPPORTED, missing)
 
     def _page_cache(self, session: Session) -> float | None:
         """Drop the model's files if asked; the share of them that the page cache holds, None: not known."""
@@ -234,15 +206,6 @@ class CaseRun:
         if ratio is None:
             self._unmeasured["page_cache_ratio"] = "this system does not tell which pages of a file are in memory"
         return ratio
-
-    def _pause(self, session: Session, seconds: float) -> None:
-        """Leave the runtime alone, but notice its end and a cancelled job."""
-        self._recorder.progress(self._order.case_id, f"idle for {seconds:g} s", None)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self._cancelled.wait(min(left, 0.5))
-            self._interrupted()
-            session.check()
 
     def _unfit(self, runtime: Runtime, model: Model, session: Session | None) -> Outcome | None:
         """Forecast whether the model fits: before its files are fetched (no session) and once they are here.
@@ -272,6 +235,10 @@ class CaseRun:
     def _phase(self, phase: str, round_id: str = "") -> None:
         self._sampler.set_label(Label(self._order.case_id, round_id, phase))
 
+    def _look_at(self, targets: Targets) -> None:
+        self._targets = targets
+        self._sampler.set_targets(targets)
+
     def _interrupted(self) -> None:
         self._stop_if_cancelled()
         if self._recorder.problem is not None:
@@ -288,7 +255,7 @@ class CaseRun:
             load.kill()
         if session is not None:
             session.close(CLOSE_S)
-        self._sampler.set_targets(Targets())
+        self._look_at(Targets())
 
 
 def _with_provider(outcome: Outcome, model: Model, loaded: Loaded) -> Outcome:
@@ -298,42 +265,3 @@ def _with_provider(outcome: Outcome, model: Model, loaded: Loaded) -> Outcome:
         return outcome
     message = f"{model.variant} is made for {asked} but ran on {actual}; check the device's driver and provider"
     return Outcome(outcome.status, Failure(Reason.EP_MISMATCH, message))
-
-
-def _requests(prompts: Sequence[PromptOrder], round_index: int) -> list[dict[str, Any]]:
-    """A round's requests: all prompts, starting with another one each round, so that none is always first."""
-    shift = round_index % len(prompts)
-    return [
-        {
-            "request_id": str(uuid.uuid4()),
-            "prompt_id": prompt.prompt_id,
-            "messages": list(prompt.messages),
-            **({"max_tokens": prompt.max_tokens} if prompt.max_tokens else {}),
-        }
-        for prompt in (*prompts[shift:], *prompts[:shift])
-    ]
-
-
-def _result(records: Sequence[RequestRecord], duration_s: float) -> RoundResult:
-    """A round's means, as `StopRule` wants them; rates by chunks, which is near enough to decide when to stop."""
-    ok = [record for record in records if record.status is Status.OK]
-    first = [record.token_ns[0] / 1e9 for record in ok if record.token_ns]
-    gaps = sum(len(record.token_ns) - 1 for record in ok if record.token_ns)
-    decode_s = sum(record.token_ns[-1] - record.token_ns[0] for record in ok if record.token_ns) / 1e9
-    latency = [_seconds(r.start_ns, r.done_ns) for r in ok if r.start_ns and r.done_ns]
-    return RoundResult(
-        duration_s=duration_s,
-        ttft_s=statistics.fmean(first) if first else None,
-        tokens_per_s=gaps / decode_s if decode_s > 0 else None,
-        e2e_s=statistics.fmean(latency) if latency else None,
-    )
-
-
-def _seconds(start_ns: int | None, end_ns: int | None) -> float:
-    return ((end_ns or 0) - (start_ns or 0)) / 1e9
-
-
-def _failure(record: RequestRecord) -> Failure | None:
-    if record.status is Status.OK:
-        return None
-    return Failure(record.reason or Reason.INTERNAL, record.message or "")

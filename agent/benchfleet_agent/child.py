@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+SECRET_VARIABLE = "BENCHFLEET_ENDPOINT_API_KEY"
+
 Message = dict[str, Any]
 
 
@@ -46,6 +48,11 @@ def describe_exit(returncode: int | None) -> str:
     return f"exited with code {returncode}"
 
 
+def _environment() -> dict[str, str]:
+    """The agent's own without its secret: the one child that needs the endpoint's key is told it."""
+    return {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
+
+
 class Child:
     """A running child process, owned by one thread of the parent (`kill` may come from any thread)."""
 
@@ -65,7 +72,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **(environment or {})},
+                env={**_environment(), **(environment or {})},
                 # Its own group: Ctrl-C at the agent's terminal is for the agent, which then stops its children.
                 start_new_session=os.name == "posix",
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +17,12 @@ import platformdirs
 from benchfleet.tls import CredentialFiles, TlsError
 from benchfleet.transport import DEFAULT_PORT, is_loopback, split_address
 from benchfleet_agent.access import AccessPolicy
+from benchfleet_agent.probes import choose, default_probes
 
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
+SMALLEST_JOURNAL_BYTES = 1 << 20
+"""A bound below this would refuse every job."""
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT]i?)?B", re.IGNORECASE)
 
 
 class ConfigError(Exception):
@@ -36,6 +42,26 @@ class FoundryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """``[journal]``."""
+
+    max_bytes: int | None = 8 << 30
+    """What the events of all jobs held may take, before new jobs are refused; None: the disk alone decides."""
+    max_age_days: float | None = 30.0
+    """How long after it was accepted an ended job may be held before controllers are warned; None: never.
+    Age releases nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesConfig:
+    """``[probes]``: what is not read, and what is read less often."""
+
+    disabled: tuple[str, ...] = ()
+    periods_ms: Mapping[str, int] = field(default_factory=dict)
+    """By probe id, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """Everything the agent may be told."""
 
@@ -47,6 +73,10 @@ class AgentConfig:
     model_roots: tuple[Path, ...] = ()
     foundry: FoundryConfig = FoundryConfig()
     endpoint_url: str = ""
+    endpoint_allow: tuple[str, ...] = ()
+    """Patterns of servers that callers may name; empty: this host's loopback."""
+    journal: JournalConfig = JournalConfig()
+    probes: ProbesConfig = ProbesConfig()
     access: AccessPolicy = field(default_factory=AccessPolicy)
 
     def credentials(self) -> CredentialFiles | None:
@@ -81,10 +111,14 @@ _TOP: dict[str, type] = {
     "insecure_plaintext": bool,
     "model_roots": list,
     "runtime": dict,
+    "journal": dict,
+    "probes": dict,
     "access": dict,
 }
 _FOUNDRY: dict[str, type] = {"model_cache_dir": str, "python": str, "catalog_urls": list, "offline": bool, "cpus": list}
-_ENDPOINT: dict[str, type] = {"url": str}
+_ENDPOINT: dict[str, type] = {"url": str, "allow": list}
+_JOURNAL: dict[str, type] = {"max_bytes": object, "max_age_days": object}
+_PROBES: dict[str, type] = {"disabled": list, "period_ms": dict}
 _ACCESS: dict[str, type] = {"read": list, "run": list}
 
 
@@ -99,6 +133,8 @@ def load_config(path: Path | None) -> AgentConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     top = _checked(path, "", document, _TOP)
+    journal = _journal(path, _checked(path, "journal.", top.pop("journal", {}), _JOURNAL))
+    probes = _probes(path, _checked(path, "probes.", top.pop("probes", {}), _PROBES))
     runtime = _checked(path, "runtime.", top.pop("runtime", {}), {"foundry": dict, "endpoint": dict})
     foundry = _checked(path, "runtime.foundry.", runtime.get("foundry", {}), _FOUNDRY)
     endpoint = _checked(path, "runtime.endpoint.", runtime.get("endpoint", {}), _ENDPOINT)
@@ -115,7 +151,53 @@ def load_config(path: Path | None) -> AgentConfig:
     foundry["cpus"] = tuple(cpus)
     access = _checked(path, "access.", top.pop("access", {}), _ACCESS)
     policy = AccessPolicy(**{name: frozenset(_strings(path, f"access.{name}", access, name)) for name in access})
-    return AgentConfig(**top, foundry=FoundryConfig(**foundry), endpoint_url=endpoint.get("url", ""), access=policy)
+    return AgentConfig(
+        **top,
+        foundry=FoundryConfig(**foundry),
+        endpoint_url=endpoint.get("url", ""),
+        endpoint_allow=tuple(_strings(path, "runtime.endpoint.allow", endpoint, "allow")),
+        journal=journal,
+        probes=probes,
+        access=policy,
+    )
+
+
+def _journal(path: Path, table: Mapping[str, Any]) -> JournalConfig:
+    config = JournalConfig()
+    if "max_bytes" in table:
+        config = replace(config, max_bytes=_size(path, table["max_bytes"]))
+    if "max_age_days" in table:
+        days = table["max_age_days"]
+        if not isinstance(days, int | float) or isinstance(days, bool) or not 0 <= days < math.inf:
+            raise ConfigError(f"{path}: journal.max_age_days must be a number of days; 0: never warn")
+        config = replace(config, max_age_days=float(days) or None)
+    return config
+
+
+def _size(path: Path, value: object) -> int | None:
+    if value == "unlimited":
+        return None
+    size = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        unit = (match[2] or "").lower()
+        base = 1024 if unit.endswith("i") else 1000
+        size = int(float(match[1]) * base ** " kmgt".index(unit[:1] or " "))
+    if size is None:
+        raise ConfigError(f'{path}: journal.max_bytes must be bytes, or a text such as "8 GiB" or "unlimited"')
+    if size < SMALLEST_JOURNAL_BYTES:
+        raise ConfigError(f"{path}: journal.max_bytes must be at least 1 MiB, or no job could run; it is {size} B")
+    return size
+
+
+def _probes(path: Path, table: Mapping[str, Any]) -> ProbesConfig:
+    disabled, periods_ms = _strings(path, "probes.disabled", table, "disabled"), table.get("period_ms", {})
+    if not all(isinstance(period, int) and not isinstance(period, bool) for period in periods_ms.values()):
+        raise ConfigError(f"{path}: probes.period_ms must give whole milliseconds, such as {{ nvidia = 500 }}")
+    try:
+        choose(default_probes(), frozenset(disabled), periods_ms)
+    except ValueError as error:
+        raise ConfigError(f"{path}: [probes]: {error}") from None
+    return ProbesConfig(tuple(disabled), periods_ms)
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:

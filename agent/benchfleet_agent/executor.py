@@ -13,10 +13,12 @@ from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
 from benchfleet_agent import instrument
 from benchfleet_agent.case_run import CaseRun
-from benchfleet_agent.config import AgentConfig
+from benchfleet_agent.config import AgentConfig, ConfigError
+from benchfleet_agent.endpoint_policy import EndpointPolicy
 from benchfleet_agent.jobs import CaseOrder, JobOrder
 from benchfleet_agent.journal import Journal, JournalFull
-from benchfleet_agent.probes import default_probes
+from benchfleet_agent.probe_selection import probes_to_read
+from benchfleet_agent.probes import Probe
 from benchfleet_agent.recorder import Recorder
 from benchfleet_agent.runtimes import Placement, Runtime, plugins
 from benchfleet_agent.runtimes.endpoint import URL_VARIABLE, EndpointRuntime, EndpointSettings
@@ -47,6 +49,7 @@ class Runtimes:
             offline=config.foundry.offline,
         )
         self._config = config
+        self._endpoints = _endpoint_policy(config)
         self._runtimes: dict[str, Runtime] = {"foundry": FoundryRuntime(foundry)}
         if config.endpoint_url:
             self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(config.endpoint_url))
@@ -67,9 +70,12 @@ class Runtimes:
         return [*self._runtimes.values(), *self._plugins.values()]
 
     def find(self, name: str, endpoint_url: str = "") -> Runtime:
-        """The runtime of a case. Raises `WorkFailed` ``runtime_unavailable`` naming those there are."""
+        """The runtime of a case.
+
+        Raises `WorkFailed`: ``runtime_unavailable`` naming those there are, ``endpoint_not_allowed``.
+        """
         if name == "endpoint" and endpoint_url:
-            return self._named(endpoint_url)
+            return self._named(self._endpoints.check(endpoint_url))
         if name in self._runtimes:
             return self._runtimes[name]
         if name not in self._plugins:
@@ -82,10 +88,28 @@ class Runtimes:
         """The runtime of a case."""
         return self.find(order.runtime, order.endpoint_url)
 
+    def check_endpoints(self, order: JobOrder) -> None:
+        """Raise `WorkFailed` ``endpoint_not_allowed`` when a case names a server that agent.toml does not allow."""
+        for url in dict.fromkeys(case.endpoint_url for case in order.cases if case.runtime == "endpoint"):
+            if url:
+                self._endpoints.check(url)
+
     @property
     def placement(self) -> Placement:
         """Where runtimes may run on this host."""
         return Placement(self._config.foundry.cpus)
+
+    def probes(self) -> tuple[Probe, ...]:
+        """Fresh probes, as agent.toml wants them read."""
+        return probes_to_read(self._config.probes)
+
+
+def _endpoint_policy(config: AgentConfig) -> EndpointPolicy:
+    """What agent.toml lets callers name. Raises `ConfigError`."""
+    try:
+        return EndpointPolicy.of(config.endpoint_url, config.endpoint_allow)
+    except ValueError as error:
+        raise ConfigError(f"[runtime.endpoint] of agent.toml: {error}") from None
 
 
 class RunningJob:
@@ -132,7 +156,7 @@ class RunningJob:
                 self._recorder.certificate_failed(error.failure)
 
     def _run(self) -> None:
-        sampler = Sampler(default_probes(), self._recorder.samples, fast_period_ms=self.order.sample_period_ms)
+        sampler = Sampler(self._runtimes.probes(), self._recorder.samples, fast_period_ms=self.order.sample_period_ms)
         state, failure = job_pb2.JOB_STATE_FINISHED, None
         try:
             sampler.start()
@@ -141,10 +165,12 @@ class RunningJob:
             for case in self.order.cases:
                 if self._cancelled.is_set():
                     break
-                self._case = CaseRun(case, self._recorder, sampler, self._cancelled, self._log_dir)
+                self._case = CaseRun(
+                    case, self._recorder, sampler, self._cancelled, self._log_dir, self.order.conditions
+                )
                 self._case.carry_out(self._runtimes.of_case, self._runtimes.placement)
         except JournalFull as error:
-            state, failure = job_pb2.JOB_STATE_FAILED, Failure(Reason.DISK_FULL, str(error))
+            state, failure = job_pb2.JOB_STATE_FAILED, Failure(error.reason, str(error))
         except Exception as error:  # noqa: BLE001  (the job must end with an event, whatever happened)
             _log.exception("job %s", self.order.job_id)
             state, failure = job_pb2.JOB_STATE_FAILED, Failure(Reason.INTERNAL, f"{type(error).__name__}: {error}")

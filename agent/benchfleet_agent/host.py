@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchfleet import __version__
 from benchfleet.v1 import host_pb2
+from benchfleet_agent.host_state.readers import SELF_SCALING_DRIVERS
 from benchfleet_agent.probes import DeviceInfo, ProbeDescription
 from benchfleet_agent.probes.system import in_foreign_pid_namespace, machine_facts
 
@@ -32,8 +33,6 @@ _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _HOST_ID_FILE = "host_id"
 _LOW_DISK_RATIO = 0.10
 _BUSY_RATIO = 0.10
-_SELF_SCALING_DRIVERS = {"intel_pstate", "amd-pstate-epp"}
-"""Under these, powersave is the usual governor and goes up to full speed (kernel.org, admin-guide/pm)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,7 @@ def find_problems(conditions: Conditions, data_dir: Path) -> tuple[Problem, ...]
                 "end them, or wait until they are done",
             )
         )
-    if conditions.governor == "powersave" and conditions.frequency_driver not in _SELF_SCALING_DRIVERS:
+    if conditions.governor == "powersave" and conditions.frequency_driver not in SELF_SCALING_DRIVERS:
         problems.append(
             Problem(
                 Severity.WARNING,

@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
+from benchfleet_agent.conditions import Conditions
 from benchfleet_agent.rounds import StopRule
 
 MAXIMUM_CASES = 1_000
@@ -87,6 +88,8 @@ class CaseOrder:
     """``http`` or ``direct``: in the runtime's own process."""
     skip_unfit: bool = False
     """Leave the case out when the forecast says that the model does not fit."""
+    keep_warm_s: float | None = None
+    """While waiting send a request every so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class JobOrder:
     sample_period_ms: int
     certificate: bool
     """Whether the agent measures itself first."""
+    conditions: Conditions | None = None
+    """What a counted round waits for."""
 
     @classmethod
     def from_proto(cls, job_id: str, spec: job_pb2.JobSpec) -> JobOrder:
@@ -116,7 +121,13 @@ class JobOrder:
         cases = tuple(_case(case, sets) for case in spec.cases)
         _require(len({case.case_id for case in cases}) == len(cases), "two cases have the same case_id")
         return cls(
-            job_id, spec.run_id, spec.held_by[:200], cases, spec.sample_period_ms or 100, not spec.skip_certificate
+            job_id,
+            spec.run_id,
+            spec.held_by[:200],
+            cases,
+            spec.sample_period_ms or 100,
+            not spec.skip_certificate,
+            Conditions.from_proto(spec.conditions),
         )
 
 
@@ -241,6 +252,7 @@ def _case(case: job_pb2.CaseSpec, sets: dict[str, tuple[PromptOrder, ...] | Synt
         token_s=_seconds("token_s", deadlines.token_s) or None,
         path=case.path or "http",
         skip_unfit=case.skip_unfit,
+        keep_warm_s=_seconds("keep_warm_period_s", case.keep_warm_period_s) or None,
     )
 
 

@@ -15,109 +15,70 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import timestamp_pb2
-
+from benchfleet.failures import Reason
 from benchfleet.v1 import event_pb2, job_pb2
+from benchfleet_agent.journal_file import (
+    SELECT_JOBS,
+    Contents,
+    HeldJob,
+    JournalDamaged,
+    JournalFull,
+    JournalInUse,
+    connect,
+    held_job,
+    journal_path,
+    lock,
+    read_repairs,
+)
+from benchfleet_agent.journal_repair import repaired
+from benchfleet_agent.probes.listing import quantity
+
+__all__ = ["HeldJob", "Journal", "JournalDamaged", "JournalFull", "JournalInUse"]
 
 RESERVE_BYTES = 1 << 20
 """Kept aside so that a full disk still leaves room to write down that it is full."""
 MINIMUM_FREE_BYTES = 64 << 20
 """Below this no job is accepted: it would end with ``disk_full``."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-  job_id TEXT PRIMARY KEY, run_id TEXT NOT NULL, held_by TEXT NOT NULL, spec BLOB NOT NULL,
-  state INTEGER NOT NULL, last_sequence INTEGER NOT NULL, accepted_unix_ns INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS events (
-  job_id TEXT NOT NULL, sequence INTEGER NOT NULL, crc32 INTEGER NOT NULL, body BLOB NOT NULL,
-  PRIMARY KEY (job_id, sequence)
-) WITHOUT ROWID;
-"""
-
-
-class JournalFull(Exception):
-    """The disk is full; what was written before is safe."""
-
-
-class JournalInUse(Exception):
-    """Another agent has this data directory."""
-
-
-class JournalDamaged(Exception):
-    """The file is not a journal, or an event's checksum does not match."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldJob:
-    """A job in the journal."""
-
-    job_id: str
-    run_id: str
-    held_by: str
-    spec: bytes
-    state: job_pb2.JobState.ValueType
-    last_sequence: int
-    accepted_unix_ns: int
-
-    @property
-    def ended(self) -> bool:
-        """Whether its last event is terminal."""
-        return self.state != job_pb2.JOB_STATE_RUNNING
-
-    def to_proto(self) -> job_pb2.Job:
-        """The job for the wire."""
-        accepted = timestamp_pb2.Timestamp()
-        accepted.FromNanoseconds(self.accepted_unix_ns)
-        return job_pb2.Job(
-            job_id=self.job_id,
-            run_id=self.run_id,
-            held_by=self.held_by,
-            state=self.state,
-            last_sequence=self.last_sequence,
-            accept_time=accepted,
-        )
+ROOM_RATIO = 1 / 16
+"""Part of the bound that must be free for a job to be accepted: it would soon end with ``journal_full``."""
 
 
 class Journal:
-    """The jobs and events of one agent. Safe from several threads."""
+    """The jobs and events of one agent. Safe from several threads.
+
+    What was damaged is repaired when it is opened (`benchfleet_agent.journal_repair`), which reads all that is held.
+    ``max_bytes`` bounds the events of all jobs together, without the file's own structure; None: the disk does.
+    """
 
     def __init__(
         self,
         directory: Path,
         *,
+        max_bytes: int | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._directory = directory
+        self._max_bytes = max_bytes
         self._clock_ns = clock_ns
         self._wall_clock_ns = wall_clock_ns
         self._lock = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True)
         self._reserve = directory / "reserve"
-        path = directory / "journal.sqlite"
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=0)
-            # Held for life: a second agent on the same data directory would mix up the jobs.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise JournalInUse(
-                    f"another agent is using {directory}; stop it, or give this one its own --data-dir"
-                ) from None
-            raise _translated(error, directory) from None
-        except sqlite3.DatabaseError as error:
-            raise JournalDamaged(
-                f"{path} is not a readable journal ({error}); move it away and start the agent again"
-            ) from None
+        with contextlib.ExitStack() as undo:
+            try:
+                # Held for life: a second agent on the same data directory would mix up the jobs.
+                self._owner = undo.enter_context(contextlib.closing(lock(directory)))
+                self._sizes = repaired(directory, wall_clock_ns())
+                self._db = undo.enter_context(contextlib.closing(connect(journal_path(directory))))
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute("DELETE FROM serving")
+                self._db.execute("COMMIT")
+            except sqlite3.DatabaseError as error:
+                raise _translated(error, directory) from None
+            undo.pop_all()
         with contextlib.suppress(OSError):
             self._keep_reserve()
 
@@ -125,13 +86,25 @@ class Journal:
         """Close the file."""
         with self._lock:
             self._db.close()
+            self._owner.close()
+
+    def serve(self, address: str) -> None:
+        """Write down who has the journal open, for those who read it beside."""
+        with self._lock, self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO serving VALUES (1, ?, ?)", (os.getpid(), address))
+
+    def contents(self) -> Contents:
+        """Everything but the events."""
+        with self._lock:
+            repairs = read_repairs(self._db)
+        return Contents(tuple(self.jobs()), repairs)
 
     def has_room(self) -> bool:
         """Whether there is enough disk for another job."""
         return shutil.disk_usage(self._directory).free >= MINIMUM_FREE_BYTES
 
     def accept(self, job_id: str, spec: job_pb2.JobSpec, first: event_pb2.Event) -> HeldJob:
-        """Write a new job and its first event. Raises `JournalFull`."""
+        """Write a new job and its first event. Raises `JournalFull`, also when a job would find too little room."""
         with contextlib.suppress(OSError):
             self._keep_reserve()
         job = HeldJob(
@@ -144,6 +117,7 @@ class Journal:
             self._wall_clock_ns(),
         )
         with self._lock, self._transaction():
+            self._check_bound(int((self._max_bytes or 0) * ROOM_RATIO))
             self._db.execute(
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (job_id, job.run_id, job.held_by, job.spec, int(job.state), 0, job.accepted_unix_ns),
@@ -157,7 +131,7 @@ class Journal:
             return self._write(job_id, events, None)
 
     def finish(self, job_id: str, state: job_pb2.JobState.ValueType, last: event_pb2.Event) -> None:
-        """Write a job's terminal event and its state; on a full disk the reserve makes room for it."""
+        """Write a job's terminal event and its state: beyond the bound, and on a full disk into the reserve."""
         try:
             with self._lock, self._transaction():
                 self._write(job_id, [last], state)
@@ -177,7 +151,8 @@ class Journal:
             )
             for sequence, checksum, body in rows:
                 if zlib.crc32(body) != checksum:
-                    raise JournalDamaged(f"event {sequence} of job {job_id} is damaged on disk")
+                    message = f"event {sequence} of job {job_id} is damaged on disk; restart the agent to repair it"
+                    raise JournalDamaged(message)
                 found.append(event_pb2.Event.FromString(body))
                 size += len(body)
                 if size >= limit_bytes:
@@ -193,20 +168,36 @@ class Journal:
     def jobs(self) -> list[HeldJob]:
         """All jobs held, oldest first."""
         with self._lock:
-            rows = self._db.execute(f"{_SELECT} ORDER BY accepted_unix_ns, job_id").fetchall()
-        return [_held(row) for row in rows]
+            rows = self._db.execute(f"{SELECT_JOBS} ORDER BY accepted_unix_ns, job_id").fetchall()
+        return [held_job(row, self._sizes) for row in rows]
 
     def job(self, job_id: str) -> HeldJob | None:
         """One job, or None."""
         with self._lock:
-            row = self._db.execute(f"{_SELECT} WHERE job_id = ?", (job_id,)).fetchone()
-        return _held(row) if row else None
+            row = self._db.execute(f"{SELECT_JOBS} WHERE job_id = ?", (job_id,)).fetchone()
+        return held_job(row, self._sizes) if row else None
 
     def release(self, job_id: str) -> None:
         """Forget an ended job and its events."""
         with self._lock, self._transaction():
             self._db.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
             self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+            self._sizes.pop(job_id, None)
+
+    def shrink(self) -> None:
+        """Give the room that released jobs took back to the disk, if it has enough left to do so."""
+        with self._lock, contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("VACUUM")
+
+    def _check_bound(self, size: int) -> None:
+        held = sum(self._sizes.values())
+        if self._max_bytes is not None and held + size > self._max_bytes:
+            message = (
+                f"the agent's journal holds {quantity(held, 'bytes')} of the {quantity(self._max_bytes, 'bytes')} that "
+                "journal.max_bytes allows; fetch ended jobs with `benchfleet collect`, or give them up with "
+                "`benchfleet-agent jobs --release JOB` on that host"
+            )
+            raise JournalFull(message, Reason.JOURNAL_FULL)
 
     def _require(self, job_id: str) -> HeldJob:
         job = self.job(job_id)
@@ -224,6 +215,9 @@ class Journal:
             event.event_time.FromNanoseconds(self._wall_clock_ns())
             body = event.SerializeToString()
             rows.append((job_id, sequence, zlib.crc32(body), body))
+        size = sum(len(row[3]) for row in rows)
+        if state is None:
+            self._check_bound(size)
         self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
         if state is None:
             self._db.execute("UPDATE jobs SET last_sequence = ? WHERE job_id = ?", (sequence, job_id))
@@ -231,18 +225,21 @@ class Journal:
             self._db.execute(
                 "UPDATE jobs SET last_sequence = ?, state = ? WHERE job_id = ?", (sequence, int(state), job_id)
             )
+        self._sizes[job_id] = self._sizes.get(job_id, 0) + size
         return sequence
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        before = dict(self._sizes)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
         except BaseException as error:
+            self._sizes = before
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
+            if isinstance(error, sqlite3.DatabaseError):
                 raise _translated(error, self._directory) from None
             raise
 
@@ -255,22 +252,11 @@ class Journal:
             os.fsync(file.fileno())
 
 
-_SELECT = "SELECT job_id, run_id, held_by, spec, state, last_sequence, accepted_unix_ns FROM jobs"
-
-
-def _held(row: Sequence[object]) -> HeldJob:
-    job_id, run_id, held_by, spec, state, last_sequence, accepted = row
-    assert isinstance(spec, bytes)
-    assert isinstance(state, int)
-    assert isinstance(last_sequence, int)
-    assert isinstance(accepted, int)
-    return HeldJob(
-        str(job_id), str(run_id), str(held_by), spec, job_pb2.JobState.ValueType(state), last_sequence, accepted
-    )
-
-
-def _translated(error: sqlite3.OperationalError, directory: Path) -> Exception:
+def _translated(error: sqlite3.DatabaseError, directory: Path) -> Exception:
     text = str(error)
     if "full" in text or "disk I/O" in text:
         return JournalFull(f"the disk of {directory} is full ({text}); free some space and run again")
+    if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        path = journal_path(directory)
+        return JournalDamaged(f"{path} is not a readable journal ({text}); move it away and start the agent again")
     return error

@@ -11,7 +11,8 @@ import contextlib
 import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from typing import Any, Protocol, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -20,6 +21,7 @@ from benchfleet.transport import refusal
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2
 from benchfleet_agent.executor import RunningJob, Runtimes
+from benchfleet_agent.jobs import DEVICES
 from benchfleet_agent.recorder import model_to_proto
 from benchfleet_agent.runtimes import (
     LibraryRuntime,
@@ -30,6 +32,7 @@ from benchfleet_agent.runtimes import (
     UnloadingRuntime,
 )
 
+T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Measure: TypeAlias = Callable[[bool], host_pb2.MachineLimits]
 """Measures the machine's limits; True: also when there is a measurement."""
@@ -37,6 +40,11 @@ PULL_S = 6 * 3_600.0
 """A pull that takes longer is given up when the caller names no limit."""
 LONGEST_PULL_S = 7 * 86_400.0
 MAXIMUM_NAME = 300
+MAXIMUM_RUNTIME = 100
+MAXIMUM_MESSAGE_BYTES = 1_500
+MAXIMUM_QUESTIONS = 8
+"""Questions to runtimes at a time. A server may not answer for seconds: they have threads of their own, so that
+following, starting and ending jobs wait for none of them."""
 STALL_S = 300.0
 """So is one that reports nothing for so long."""
 HEARTBEAT_S = 10.0
@@ -60,6 +68,7 @@ class ModelCalls(agent_service_pb2_grpc.AgentServiceServicer):
 
     def __init__(self, measure_limits: Measure | None = None) -> None:
         self._measure_limits = measure_limits
+        self._questions = ThreadPoolExecutor(MAXIMUM_QUESTIONS, "question")
         self._pulling = asyncio.Lock()
         self._pulls: set[str] = set()
         self._work: list[str] = []
@@ -141,7 +150,7 @@ class ModelCalls(agent_service_pb2_grpc.AgentServiceServicer):
                     f"{model.variant} was not there after {timeout_s:g} s; pull again, it goes on where it stopped"
                 )
                 failure = Failure(Reason.DOWNLOAD_FAILED, message)
-            raise await refuse(context, _status(failure), failure) from None
+            raise await refuse(context, status_of(failure), failure) from None
         finally:
             late.cancel()
             cancelled.set()
@@ -188,15 +197,17 @@ class ModelCalls(agent_service_pb2_grpc.AgentServiceServicer):
 
     async def _resolve(self, request: ModelRequest, context: Context, *, absent: bool = False) -> tuple[Runtime, Model]:
         """The runtime and the model; ``absent``: one that a server does not have yet will do, where it can fetch it."""
-        if not 0 < len(request.model) <= MAXIMUM_NAME or not request.model.isprintable():
-            failure = Failure(Reason.INVALID_SPEC, f"a model's name has 1 to {MAXIMUM_NAME} printable characters")
-            raise await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, failure)
         try:
+            check_names(request)
             runtime = self._runtimes.find(request.runtime or "foundry", request.endpoint_url)
             resolve = runtime.pullable if absent and isinstance(runtime, LibraryRuntime) else runtime.resolve
-            return runtime, await asyncio.to_thread(resolve, request.model, request.device or None)
+            return runtime, await self._ask(resolve, request.model, request.device or None)
         except WorkFailed as error:
-            raise await refuse(context, _status(error.failure), error.failure) from None
+            raise await refuse(context, status_of(error.failure), error.failure) from None
+
+    async def _ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Have a runtime answer on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._questions, question, *arguments)
 
     async def _alone(self, what: str, work: Callable[[], Any], context: Context) -> Any:
         """Do short work on a thread while no job runs; its failure is the call's."""
@@ -206,7 +217,7 @@ class ModelCalls(agent_service_pb2_grpc.AgentServiceServicer):
             try:
                 return await asyncio.shield(asyncio.to_thread(work))
             except WorkFailed as error:
-                raise await refuse(context, _status(error.failure), error.failure) from None
+                raise await refuse(context, status_of(error.failure), error.failure) from None
             except OSError as error:
                 failure = Failure(Reason.INTERNAL, f"{error.strerror or error}: {error.filename}")
                 raise await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, failure) from None
@@ -229,13 +240,28 @@ class ModelCalls(agent_service_pb2_grpc.AgentServiceServicer):
             self._work.remove(what)
 
 
+def check_names(request: ModelRequest) -> None:
+    """Raise `WorkFailed` ``invalid_spec`` when what a caller names is no name."""
+    wrong = ""
+    if not 0 < len(request.model) <= MAXIMUM_NAME or not request.model.isprintable():
+        wrong = f"a model's name has 1 to {MAXIMUM_NAME} printable characters"
+    elif len(request.runtime) > MAXIMUM_RUNTIME or not request.runtime.isprintable():
+        wrong = f"a runtime's name has at most {MAXIMUM_RUNTIME} printable characters"
+    elif request.device not in DEVICES:
+        wrong = "device must be cpu, gpu, npu or empty"
+    if wrong:
+        raise WorkFailed(Reason.INVALID_SPEC, wrong)
+
+
 def _unsupported(runtime: Runtime, what: str, why: str = "") -> Failure:
     because = why or "its own program does that"
     return Failure(Reason.UNSUPPORTED, f"runtime {runtime.name} cannot {what} here: {because}")
 
 
-def _status(failure: Failure) -> grpc.StatusCode:
+def status_of(failure: Failure) -> grpc.StatusCode:
     """The status of a refused call, as agent_service.proto has it."""
+    if failure.reason is Reason.INVALID_SPEC:
+        return grpc.StatusCode.INVALID_ARGUMENT
     if failure.reason in (Reason.RUNTIME_UNAVAILABLE, Reason.MODEL_NOT_FOUND):
         return grpc.StatusCode.NOT_FOUND
     return grpc.StatusCode.FAILED_PRECONDITION
@@ -244,6 +270,12 @@ def _status(failure: Failure) -> grpc.StatusCode:
 async def refuse(
     context: Context, code: grpc.StatusCode, failure: Failure, metadata: dict[str, str] | None = None
 ) -> Exception:
-    """Abort the call, which raises; the return type lets callers write a raise that type checkers follow."""
+    """Abort the call, which raises; the return type lets callers write a raise that type checkers follow.
+
+    A message that is too long for gRPC's trailers (8 KiB, in which it stands twice) is cut.
+    """
+    whole = failure.message.encode(errors="replace")
+    if len(whole) > MAXIMUM_MESSAGE_BYTES:
+        failure = Failure(failure.reason, f"{whole[:MAXIMUM_MESSAGE_BYTES].decode(errors='ignore')} …")
     await context.abort_with_status(refusal(code, failure, metadata))
     raise AssertionError("abort_with_status raises")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_agent.evidence import MemoryTrail
 from benchfleet_agent.fit import Forecast
+from benchfleet_agent.host_state import HostState
 from benchfleet_agent.instrument import Certificate
 from benchfleet_agent.jobs import Outcome
 from benchfleet_agent.journal import Journal
@@ -51,6 +53,8 @@ class Recorder:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._progress: tuple[str, int] | None = None
+        self.memory = MemoryTrail()
+        """How memory stood at last, of the samples that went through here."""
         self.problem: BaseException | None = None
         """The first failure to write samples, which happens on another thread; the job ends with it."""
 
@@ -111,8 +115,8 @@ class Recorder:
         )
         self._append(event_pb2.Event(model_loaded=message))
 
-    def round_started(self, case_id: str, round_id: str, round_index: int, kind: str) -> None:
-        """A round begins; only those of the kind ``counted`` count."""
+    def round_started(self, case_id: str, round_id: str, round_index: int, kind: str, state: HostState) -> None:
+        """A round begins under these conditions; only those of the kind ``counted`` count."""
         message = event_pb2.RoundStarted(
             case_id=case_id,
             round_id=round_id,
@@ -120,6 +124,7 @@ class Recorder:
             warmup=kind != "counted",
             start_ns=self._clock_ns(),
             kind=kind,
+            host_state=state.to_proto(),
         )
         self._append(event_pb2.Event(round_started=message))
 
@@ -129,7 +134,13 @@ class Recorder:
         self._append(event_pb2.Event(request_finished=message))
 
     def round_finished(
-        self, case_id: str, round_id: str, finished: dict[str, int | None], requests: int, failed: int
+        self,
+        case_id: str,
+        round_id: str,
+        finished: dict[str, int | None],
+        requests: int,
+        failed: int,
+        state: HostState,
     ) -> None:
         """A round ended; ``finished`` holds the load process's figures."""
         message = event_pb2.RoundFinished(
@@ -141,20 +152,28 @@ class Recorder:
             load_rss_bytes=finished["rss_bytes"],
             request_count=requests,
             failed_count=failed,
+            host_state=state.to_proto(),
         )
         self._append(event_pb2.Event(round_finished=message))
 
     def samples(self, batch: SampleBatch) -> None:
         """Telemetry; called by the sampler's thread, so a failure is kept for the job's thread to find."""
+        self.memory.note(batch)
         try:
             self._append(event_pb2.Event(samples_recorded=batch.to_proto()))
         except Exception as error:  # noqa: BLE001  (whatever it is, the job's thread raises it)
             self.problem = self.problem or error
 
     def case_finished(
-        self, case_id: str, outcome: Outcome, unload_ns: int | None, unmeasured: dict[str, str], dropped: int
+        self,
+        case_id: str,
+        outcome: Outcome,
+        unload_ns: int | None,
+        unmeasured: dict[str, str],
+        dropped: int,
+        evidence: Sequence[str] = (),
     ) -> None:
-        """A case ended."""
+        """A case ended; ``evidence`` speaks for its failure."""
         message = event_pb2.CaseFinished(
             case_id=case_id,
             status=outcome.status,
@@ -162,6 +181,7 @@ class Recorder:
             unload_duration_ns=unload_ns,
             unmeasured=unmeasured,
             dropped_reading_count=dropped,
+            evidence=evidence,
         )
         self._append(event_pb2.Event(case_finished=message))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,12 +18,16 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
 from benchfleet_agent.access import AccessControl
 from benchfleet_agent.executor import RunningJob, Runtimes
+from benchfleet_agent.host_state.at_rest import HostAtRest
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
-from benchfleet_agent.model_calls import Measure, ModelCalls, refuse
+from benchfleet_agent.model_calls import Measure, ModelCalls, check_names, refuse, status_of
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
+from benchfleet_agent.request_guard import RequestGuard, quiet_gone_callers
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+MAXIMUM_STREAMS = 8
+"""Callers that follow jobs at a time: each that does not read holds a message in the agent's memory."""
 COALESCE_S = 0.05
 """How long the stream waits for more events after the first: fewer, fuller messages."""
 _log = logging.getLogger(__name__)
@@ -44,10 +49,14 @@ class AgentService(ModelCalls):
         self._runtimes = runtimes
         self._inventory = inventory
         self._log_dir = log_dir
+        self._at_rest = HostAtRest()
         self._loop = asyncio.get_running_loop()
         self._running: RunningJob | None = None
         self._starting = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._streams = 0
+        # The set-up servers are asked, too, but none that a caller names (`ModelCalls`).
+        self._describing = ThreadPoolExecutor(2, "host")
 
     async def close_unfinished(self) -> list[str]:
         """End jobs that a killed agent left open; returns their ids."""
@@ -70,7 +79,7 @@ class AgentService(ModelCalls):
 
     async def GetHost(self, request: pb.GetHostRequest, context: Context) -> pb.GetHostResponse:  # noqa: N802
         """Answer with the fingerprint and what goes on."""
-        host = await asyncio.to_thread(self._host)
+        host = await self._loop.run_in_executor(self._describing, self._host)
         running = self._active()
         response = pb.GetHostResponse(
             host=host,
@@ -90,7 +99,7 @@ class AgentService(ModelCalls):
             models: list[host_pb2.ModelVariant] = []
             for runtime in chosen:
                 try:
-                    found = await asyncio.to_thread(runtime.models)
+                    found = await self._ask(runtime.models)
                 except WorkFailed as error:  # one server that is down does not hide what the others have
                     if request.runtime or error.failure.reason is not Reason.RUNTIME_UNAVAILABLE:
                         raise
@@ -108,10 +117,11 @@ class AgentService(ModelCalls):
     ) -> pb.ResolveModelResponse:
         """Answer with the variant a case would run."""
         try:
+            check_names(request)
             runtime = self._runtimes.find(request.runtime, request.endpoint_url)
-            model = await asyncio.to_thread(runtime.resolve, request.model, request.device or None)
+            model = await self._ask(runtime.resolve, request.model, request.device or None)
         except WorkFailed as error:
-            raise await refuse(context, grpc.StatusCode.NOT_FOUND, error.failure) from None
+            raise await refuse(context, status_of(error.failure), error.failure) from None
         return pb.ResolveModelResponse(model=model_to_proto(model, runtime.name))
 
     async def StartJob(self, request: pb.StartJobRequest, context: Context) -> pb.StartJobResponse:  # noqa: N802
@@ -141,6 +151,7 @@ class AgentService(ModelCalls):
                 failure = Failure(Reason.HOST_BUSY, f"this host cannot measure now: {self.model_work}; wait for it")
                 raise await refuse(context, grpc.StatusCode.ABORTED, failure)
             if answer is Answer.ACCEPT:
+                await self._check_endpoints(order, context)
                 known = await self._accept(order, request.spec, context)
             assert known is not None
             return pb.StartJobResponse(job=known.to_proto())
@@ -158,27 +169,43 @@ class AgentService(ModelCalls):
         self, request: pb.StreamJobEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamJobEventsResponse]:
         """Send what is durable, then what becomes durable, until the job's last event."""
-        job = await self._find(request.job_id, context)
-        sequence = request.committed_sequence
-        first = await asyncio.to_thread(self._journal.first_sequence, job.job_id)
-        if not 0 <= sequence <= job.last_sequence or sequence + 1 < first:
-            message = (
-                f"events after {sequence} of job {job.job_id} are not here; it holds {first} to {job.last_sequence}"
-            )
+        held_to = (await self._find(request.job_id, context)).last_sequence
+        if self._streams >= MAXIMUM_STREAMS:
+            failure = Failure(Reason.HOST_BUSY, f"{MAXIMUM_STREAMS} callers follow jobs here already; try again later")
+            raise await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, failure)
+        self._streams += 1
+        try:
+            async for response in self._follow(request.job_id, request.committed_sequence, held_to, context):
+                yield response
+        finally:
+            self._streams -= 1
+
+    async def _follow(
+        self, job_id: str, sequence: int, held_to: int, context: Context
+    ) -> AsyncIterator[pb.StreamJobEventsResponse]:
+        """The events above a sequence; holds no more than a message while its caller does not read."""
+        first = await asyncio.to_thread(self._journal.first_sequence, job_id)
+        if not 0 <= sequence <= held_to or sequence + 1 < first:
+            message = f"events after {sequence} of job {job_id} are not here; it holds {first} to {held_to}"
             failure = Failure(Reason.EVENTS_RELEASED, message)
             raise await refuse(context, grpc.StatusCode.OUT_OF_RANGE, failure, {"first_available_sequence": str(first)})
         while True:
             changed = self._changed
-            found = await asyncio.to_thread(self._journal.read, job.job_id, sequence, BATCH_BYTES)
+            found = await asyncio.to_thread(self._journal.read, job_id, sequence, BATCH_BYTES)
             if found:
-                yield pb.StreamJobEventsResponse(events=found)
                 sequence = found[-1].sequence
+                response = pb.StreamJobEventsResponse(events=found)
+                del found
+                yield response
                 continue
-            held = self._journal.job(job.job_id)
-            if held is None or (held.ended and sequence >= held.last_sequence):
+            if self._has_ended(job_id, sequence):
                 return
             await changed.wait()
             await asyncio.sleep(COALESCE_S)
+
+    def _has_ended(self, job_id: str, sequence: int) -> bool:
+        job = self._journal.job(job_id)
+        return job is None or (job.ended and sequence >= job.last_sequence)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:  # noqa: N802
         """Ask the job to end."""
@@ -197,16 +224,23 @@ class AgentService(ModelCalls):
             await asyncio.to_thread(self._journal.release, job.job_id)
         return pb.ReleaseJobEventsResponse()
 
+    async def _check_endpoints(self, order: JobOrder, context: Context) -> None:
+        try:
+            self._runtimes.check_endpoints(order)
+        except WorkFailed as error:
+            raise await refuse(context, status_of(error.failure), error.failure) from None
+
     async def _accept(self, order: JobOrder, spec: job_pb2.JobSpec, context: Context) -> HeldJob:
         try:
             if not self._journal.has_room():
                 raise JournalFull("less than 64 MiB are free on the agent's disk; free some space and run again")
-            first = job_started(await asyncio.to_thread(self._host), spec)
+            host = await self._loop.run_in_executor(self._describing, self._host)
+            first = job_started(host, spec)
             job = await asyncio.to_thread(self._journal.accept, order.job_id, spec, first)
         except JournalFull as error:
-            failure = Failure(Reason.DISK_FULL, str(error))
+            failure = Failure(error.reason, str(error))
             raise await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, failure) from None
-        _log.info("job %s accepted for %s: %d cases", order.job_id, order.held_by, len(order.cases))
+        _log.info("job %s accepted for %s: %d cases", order.job_id, ascii(order.held_by), len(order.cases))
         self._running = RunningJob(order, self._journal, self._runtimes, self._notify, self._log_dir)
         self._running.start()
         return job
@@ -228,6 +262,8 @@ class AgentService(ModelCalls):
 
     def _host(self) -> host_pb2.Host:
         host = self._inventory()
+        measuring = self._running is not None and not self._running.join(0)
+        host.state.CopyFrom(self._at_rest.state(measuring=measuring).to_proto())
         del host.runtimes[:]
         for runtime in self._runtimes.all():
             description = runtime.describe()
@@ -261,7 +297,9 @@ async def start_server(
     access: AccessControl | None = None,
 ) -> grpc.aio.Server:
     """Serve on an address; without credentials in clear text. Raises RuntimeError when the port is taken."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[access] if access else [])
+    guards = [access, RequestGuard()] if access else [RequestGuard()]
+    quiet_gone_callers()
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=guards)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call,unused-ignore]
     if credentials is None:
         server.add_insecure_port(address)

@@ -14,7 +14,6 @@ from benchfleet import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_CASE_FAILED = 1
@@ -73,8 +72,10 @@ def _complete(line: str) -> None:
 
 def complain(message: str, code: int = EXIT_USAGE) -> int:
     """Say on stderr what is wrong, each line once; returns the exit code."""
+    from benchfleet_controller.live import printable
+
     for line in message.splitlines():
-        print(f"benchfleet: {line}", file=sys.stderr)
+        print(f"benchfleet: {printable(line)}", file=sys.stderr)
     return code
 
 
@@ -97,12 +98,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(command=function)
         if chosen is None or chosen == name:
-            command.add_argument(
-                "--db",
-                type=_path,
-                metavar="FILE",
-                help="the DuckDB file (default: BENCHFLEET_DB, else benchfleet.duckdb in the user's data directory)",
-            )
+            _function("options", ":add_database")(command)
             _function("options", options)(command)
     return top
 
@@ -115,12 +111,6 @@ def _function(package: str, name: str) -> Callable[..., int]:
     path = f"benchfleet_controller.{package}" + (f".{module}" if module else "")
     found: Callable[..., int] = getattr(importlib.import_module(path), function)
     return found
-
-
-def _path(text: str) -> Path:
-    from pathlib import Path
-
-    return Path(text)
 
 
 COMMANDS: dict[str, tuple[str, str, str]] = {

@@ -66,6 +66,8 @@ class Writer:
         self._committed: dict[str, int] = {}
         self._ended: set[str] = set()
         self._resume = 0.0
+        self._cancelled = False
+        """Nobody waits for a busy file any longer."""
 
     async def commit(self, job_id: str, inbox: list[event_pb2.Event]) -> list[event_pb2.Event]:
         """Store events; returns those that were stored. Waits while another process holds the file.
@@ -80,7 +82,7 @@ class Writer:
                     await self._gather()
                     begun = time.monotonic()
                     taken, self._waiting = self._waiting, []
-                    await _finish(self._commit_all(taken))
+                    await self._finish(self._commit_all(taken))
                     self._resume = max(begun + self._period_s, time.monotonic() + self._pause_s)
         finally:
             if mine in self._waiting:  # cancelled before its turn: the next stream of this job brings it again
@@ -117,7 +119,7 @@ class Writer:
         async with self._lock:
             if job_id in self._released:
                 released, self._released = self._released, set()
-                await _finish(self._mark_all(released))
+                await self._finish(self._mark_all(released))
 
     async def _gather(self) -> None:
         """Wait for the time of the next commit, or for the last event of a job."""
@@ -150,8 +152,18 @@ class Writer:
         for one in taken:
             one.failure, one.done = failures.get(one.job_id), True
 
+    async def _finish(self, work: Coroutine[None, None, None]) -> None:
+        """Let a commit end even when this task is cancelled meanwhile: a thread cannot be stopped half-way."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._cancelled = True
+            await asyncio.wait([task])
+            raise
+
     async def _commit_many(self, batches: dict[str, list[event_pb2.Event]]) -> None:
-        deadline = time.monotonic() + BUSY_PATIENCE_S
+        begun = time.monotonic()
         while True:
             try:
                 self._committed |= await asyncio.to_thread(self._store.commit_many, batches)
@@ -160,7 +172,8 @@ class Writer:
                 }
                 return
             except StoreBusy:
-                if time.monotonic() > deadline:
+                patience_s = max(BUSY_PATIENCE_S, self._store.wait_s)
+                if self._cancelled or time.monotonic() - begun > patience_s:
                     raise
                 await asyncio.sleep(0.2)
 
@@ -248,13 +261,3 @@ async def _stream(agent: Agent, job_id: str, committed: int, writer: Writer, wat
         await reader
     finally:
         reader.cancel()
-
-
-async def _finish(work: Coroutine[None, None, None]) -> None:
-    """Let a commit end even when this task is cancelled meanwhile: a thread cannot be stopped half-way."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

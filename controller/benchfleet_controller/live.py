@@ -147,6 +147,7 @@ class Progress:
         """A line that stays."""
         if self._quiet:
             return
+        text = printable_lines(text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
@@ -186,3 +187,8 @@ class Progress:
 def printable(text: str) -> str:
     """The text without control characters: names and answers come from elsewhere and must not steer a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text of several lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))

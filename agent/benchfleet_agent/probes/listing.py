@@ -6,20 +6,21 @@ import argparse
 import difflib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from benchfleet.samples import BY_NAME
-from benchfleet_agent.probes import ProbeDescription, default_probes, describe
+from benchfleet_agent.probes import Probe, ProbeDescription, default_probes, describe
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _SCALED = {"hz": (1e9, "GHz"), "ns": (1e9, "s"), "us": (1e6, "s"), "mj": (1e3, "J"), "uj": (1e6, "J"), "nj": (1e9, "J")}
 _PLAIN = {"w": "W", "c": "°C", "1": "", "mask": "(bits)"}
 
 
-def carry_out(options: argparse.Namespace) -> int:
-    """The command ``benchfleet-agent probes [NAME]``; returns the exit code."""
-    probes = default_probes()
+def carry_out(options: argparse.Namespace, probes: Sequence[Probe] | None = None) -> int:
+    """The command ``benchfleet-agent probes [NAME]`` over these probes (default: all); returns the exit code."""
+    probes = default_probes() if probes is None else probes
     if options.name is not None:
         known = [probe.probe_id for probe in probes]
         probes = tuple(probe for probe in probes if probe.probe_id == options.name)

@@ -27,6 +27,7 @@ from typing import Any
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildTimeout
+from benchfleet_agent.model_paths import check_model_path, is_path
 from benchfleet_agent.runtimes import Model, Placement, Progress, RuntimeDescription, foundry_child
 from benchfleet_agent.runtimes.foundry_files import size_of
 from benchfleet_agent.runtimes.foundry_link import ChildLink, FoundrySettings
@@ -95,7 +96,7 @@ class FoundryRuntime:
         generic one), whatever is cached, so that hosts choose alike. Raises `WorkFailed`: ``model_not_found``,
         ``path_not_allowed``, ``corrupt_model``.
         """
-        if "/" in model or "\\" in model:
+        if is_path(model):
             local = describe(self._allowed(model))
             self._by_path[local.model.variant] = local
             return _choose(model, device, [local.model])
@@ -201,16 +202,7 @@ class FoundryRuntime:
 
     def _allowed(self, path: str) -> Path:
         """The directory, when it lies under a root that agent.toml names; links do not lead out of it."""
-        given = Path(path).expanduser()
-        for root in self._settings.model_roots:
-            whole = (root / given).resolve()
-            if whole.is_relative_to(root.resolve()) and whole.is_dir():
-                return whole
-        roots = ", ".join(str(root) for root in self._settings.model_roots) or "none"
-        message = (
-            f"{path} is no directory under the agent's model_roots ({roots}); agent.toml says where models may lie"
-        )
-        raise WorkFailed(Reason.PATH_NOT_ALLOWED, message)
+        return check_model_path(path, self._settings.model_roots)
 
     def _installed(self) -> dict[str, str]:
         if self._settings.python is None:

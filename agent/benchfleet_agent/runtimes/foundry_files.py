@@ -108,7 +108,7 @@ def _is_hollow(path: Path, size: int) -> bool:
 def _config(directory: Path) -> dict[str, Any] | None:
     try:
         config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) and isinstance(config.get("model"), dict) else None
 

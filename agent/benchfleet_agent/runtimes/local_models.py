@@ -120,7 +120,7 @@ def _declaration(directory: Path) -> dict[str, Any]:
         return {}
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkFailed(Reason.CORRUPT_MODEL, f"{path} cannot be read: {error}") from None
     for key, value in said.items():
         if key not in _TYPES:

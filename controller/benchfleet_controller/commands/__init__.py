@@ -14,11 +14,13 @@ from benchfleet_controller.baseline import BaselineError
 from benchfleet_controller.campaign import Refused
 from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import InventoryError, load_inventory, resolve_hosts
+from benchfleet_controller.live import printable_lines
 from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.plan_draft import PlanError
 from benchfleet_controller.prompts import PromptError
 from benchfleet_controller.report import ReportError
 from benchfleet_controller.store import Store, StoreError, StoreMissing, TooManyRequests
+from benchfleet_controller.store.patience import DEFAULT_S
 
 EXIT_HOST = 4
 
@@ -41,7 +43,8 @@ def store_of(options: argparse.Namespace) -> Store:
     path = options.db or os.environ.get("BENCHFLEET_DB")
     if path is None:
         path = Path(platformdirs.user_data_dir("benchfleet", False)) / "benchfleet.duckdb"
-    return Store(Path(path).expanduser())
+    wait_s = getattr(options, "wait", None)
+    return Store(Path(path).expanduser(), DEFAULT_S if wait_s is None else wait_s, say)
 
 
 def targets(options: argparse.Namespace, store: Store, arguments: Sequence[str]) -> tuple[HostTarget, ...]:
@@ -59,4 +62,4 @@ def known_names(store: Store) -> dict[str, str]:
 
 def say(text: str) -> None:
     """A line of progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)

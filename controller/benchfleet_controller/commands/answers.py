@@ -19,8 +19,8 @@ from benchfleet_controller.report import (
     Column,
     ReportData,
     case_document,
-    clean,
     render_table,
+    sentence,
     to_json,
 )
 from benchfleet_controller.report.cases import (
@@ -125,7 +125,7 @@ def run_text(
         for part in (
             _table_text(cases, style),
             *(section.text(style) for section in sections),
-            warnings_text(check(cases, store.hosts_of_runs([run_id]), certificates)),
+            warnings_text(check(cases, store.hosts_of_runs([run_id]), certificates), style),
             findings_text(cases, style),
         )
         if part
@@ -134,7 +134,7 @@ def run_text(
 
 def results_text(cases: Sequence[Row], hosts: Sequence[Row], style: str) -> str:
     """A run for people: the table, what failed, what may mislead."""
-    return _table_text(cases, style) + warnings_text(check(cases, hosts))
+    return _table_text(cases, style) + warnings_text(check(cases, hosts), style)
 
 
 def _table_text(cases: Sequence[Row], style: str) -> str:
@@ -152,7 +152,7 @@ def _table_text(cases: Sequence[Row], style: str) -> str:
     notes = notes_of(rows, columns)
     notes += [limits_text(case["goodput"]["limits"]) for case in cases if case.get("goodput")][:1]
     failures = [
-        clean(f"{_what(case)}: {case['status']} ({case['reason']}): {case['message'] or ''}") + "\n"
+        sentence(f"{_what(case)}: {case['status']} ({case['reason']}): {case['message'] or ''}", style) + "\n"
         for case in cases
         if case["reason"]
     ]
@@ -188,13 +188,13 @@ def limits_of(run: Row, text: str | None) -> Limits | None:
         raise UsageError(f"--goodput: {error}") from None
 
 
-def warnings_text(warnings: Sequence[Warned]) -> str:
+def warnings_text(warnings: Sequence[Warned], style: str = "table") -> str:
     """Warnings as lines; what is said of several subjects is said once."""
     subjects: dict[tuple[str, str], list[str]] = {}
     for warned in warnings:
         subjects.setdefault((warned.message, warned.advice), []).append(warned.subject)
     return "".join(
-        clean(f"warning: {', '.join(names)}: {message}; {advice}") + "\n"
+        sentence(f"warning: {', '.join(names)}: {message}; {advice}", style) + "\n"
         for (message, advice), names in subjects.items()
     )
 
@@ -202,7 +202,7 @@ def warnings_text(warnings: Sequence[Warned]) -> str:
 def findings_text(cases: Sequence[Row], style: str) -> str:
     """What the results come to, as lines."""
     dash = "- " if style == "md" else ""
-    return "".join(f"{dash}{clean(sentence)}\n" for sentence in findings(cases))
+    return "".join(f"{dash}{sentence(found, style)}\n" for found in findings(cases))
 
 
 def report_data(

@@ -18,7 +18,7 @@ from benchfleet_controller.commands.evidence import equality_rows, equality_text
 from benchfleet_controller.compare import Compared, Comparison, Verdict, compare
 from benchfleet_controller.dimensions import DIMENSIONS, FILTERS, matches
 from benchfleet_controller.gate import Outcome, judge
-from benchfleet_controller.report import Column, clean, comparison_rows, human, render_table, to_json
+from benchfleet_controller.report import Column, clean, comparison_rows, human, render_table, sentence, to_json
 from benchfleet_controller.report.matrix import SYMBOLS, Cell, matrix_of, word
 from benchfleet_controller.store import NoSuchRun, Store
 from benchfleet_controller.telemetry import with_price
@@ -140,8 +140,8 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
         Column("p", "p"),
         Column("verdict", "Verdict"),
     ]
-    head = f"By {' and '.join(comparison.by)}, against {clean(comparison.baseline)} ({clean(shared)}):\n"
-    flags = sorted({clean(f"note: {row.group}: {flag}") for row in comparison.rows for flag in row.flags})
+    head = f"By {' and '.join(comparison.by)}, against {sentence(f'{comparison.baseline} ({shared})', style)}:\n"
+    flags = sorted({sentence(f"note: {row.group}: {flag}", style) for row in comparison.rows for flag in row.flags})
     text = head + render_table(rows, columns, style) + "".join(f"{flag}\n" for flag in flags)
     return text + _matrix_text(comparison, style)
 

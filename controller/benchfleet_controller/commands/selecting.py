@@ -18,7 +18,7 @@ from benchfleet_controller.dimensions import matches
 from benchfleet_controller.metrics import BY_NAME
 from benchfleet_controller.model_facts import ModelFactsError, load_model_facts
 from benchfleet_controller.plan import ModelFacts
-from benchfleet_controller.report import Column, clean, human, render_table, to_json
+from benchfleet_controller.report import Column, human, render_table, sentence, to_json
 from benchfleet_controller.report.cases import PERCENTILE_NOTE
 from benchfleet_controller.report.exports import Figure
 from benchfleet_controller.results import results_of
@@ -104,8 +104,10 @@ def rendered(selection: Selection, style: str, warnings: Sequence[Warned] = ()) 
     ]
     # In Markdown lines are one paragraph unless they are items.
     item = "- " if style == "md" else ""
-    text = "".join("\n" + "".join(clean(item + line) + "\n" for line in lines) for lines in paragraphs if lines)
-    return render_table(people, columns, style) + text + "\n" * bool(item and warnings) + warnings_text(warnings)
+    text = "".join(
+        "\n" + "".join(f"{item}{sentence(line, style)}\n" for line in lines) for lines in paragraphs if lines
+    )
+    return render_table(people, columns, style) + text + "\n" * bool(item and warnings) + warnings_text(warnings, style)
 
 
 def sentences(selection: Selection) -> list[str]:

@@ -16,6 +16,35 @@ HOST_HELP = "NAME=ADDRESS, an address (HOST:PORT), or a name from the inventory 
 RUN_HELP = "a run's id, a unique prefix of it, or `last`"
 
 
+def add_database(command: argparse.ArgumentParser) -> None:
+    """``--db`` and ``--wait``, which every command takes."""
+    command.add_argument(
+        "--db",
+        type=path,
+        metavar="FILE",
+        help="the DuckDB file (default: BENCHFLEET_DB, else benchfleet.duckdb in the user's data directory)",
+    )
+    command.add_argument(
+        "--wait",
+        nargs="?",
+        type=_wait_s,
+        const=float("inf"),
+        metavar="SECONDS",
+        help="wait so long for a database that another process has open (default 10); without a number: for ever",
+    )
+
+
+def _wait_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        message = f"{text!r} is no number of seconds; write --wait=60, or a lone --wait at the end of the line"
+        raise argparse.ArgumentTypeError(message)
+    return seconds
+
+
 def add_goodput(command: argparse.ArgumentParser) -> None:
     """``--goodput``."""
     command.add_argument(

@@ -12,7 +12,7 @@ from typing import Any
 from benchfleet_controller.findings import findings
 from benchfleet_controller.report.cases import CASE_COLUMNS, case_document
 from benchfleet_controller.report.data import ReportData, comparison_rows
-from benchfleet_controller.report.exports import FORMATS, Column, Row, clean, human, render_table, to_json
+from benchfleet_controller.report.exports import FORMATS, Column, Row, clean, human, render_table, sentence, to_json
 from benchfleet_controller.report.markdown import render_markdown
 from benchfleet_controller.report.sweeps import sweep_document, sweeps_of
 
@@ -30,6 +30,7 @@ __all__ = [
     "human",
     "render_report",
     "render_table",
+    "sentence",
     "to_json",
     "write_report",
     "write_text",

@@ -24,7 +24,10 @@ Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@")
+_STEERING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON leaves as it is and a terminal would obey."""
+_UNPRINTABLE = re.compile(rf"[\x00-\x08\x0b-\x1f]|{_STEERING.pattern}")
 _ABSENT = "–"
 
 
@@ -62,8 +65,12 @@ def render_table(rows: Sequence[Row], columns: Sequence[Column | str], format: s
 
 
 def to_json(value: object) -> str:
-    """Stable JSON with an ending newline; NaN and infinities are null, moments ISO 8601."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+    """Stable JSON with an ending newline; NaN and infinities are null, moments ISO 8601.
+
+    It may be printed: what steers terminals is written as escapes, which mean the same.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def clean(text: str) -> str:
@@ -104,7 +111,12 @@ def human(name: str, value: object) -> str:
 
 def markdown_cell(text: str) -> str:
     """Text that stays in its cell and is shown as written."""
-    return clean(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return re.sub(r"([\\|`\[\]])", r"\\\1", clean(text)).replace("<", "&lt;")
+
+
+def sentence(text: str, style: str) -> str:
+    """Text outside a table that is shown as written: on one line, and in Markdown without meaning."""
+    return markdown_cell(text) if style == "md" else clean(text)
 
 
 def _plain(value: object) -> object:
@@ -128,14 +140,18 @@ def _csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def _csv_cell(value: object) -> object:
-    """Spreadsheets run cells that look like formulas, so text that could be one is quoted with an apostrophe."""
+    """Spreadsheets run cells that look like formulas, so text that could be one is quoted with an apostrophe.
+
+    What steers terminals is left out: CSV has no escape for it (JSON keeps it).
+    """
     plain = _plain(value)
     if isinstance(plain, bool):
         return "true" if plain else "false"
     if isinstance(plain, list | dict):
-        return json.dumps(plain, ensure_ascii=False)
-    if isinstance(plain, str) and plain.startswith(_FORMULA_STARTS):
-        return "'" + plain
+        plain = json.dumps(plain, ensure_ascii=False)
+    if isinstance(plain, str):
+        shown = _UNPRINTABLE.sub("", plain)
+        return f"'{shown}" if shown.lstrip().startswith(_FORMULA_STARTS) else shown
     return plain
 
 

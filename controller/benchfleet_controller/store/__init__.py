@@ -32,6 +32,7 @@ from benchfleet_controller.store.connection import (
 )
 from benchfleet_controller.store.evidence import TooManyRequests
 from benchfleet_controller.store.lifecycle import close_cases
+from benchfleet_controller.store.patience import DEFAULT_S, patiently
 from benchfleet_controller.store.queries import JobRow, KnownHost, RequestTimes, RoundValues, Row, RunRow
 from benchfleet_controller.store.scores import Aspects, score_row
 from benchfleet_controller.store.timeline import Timeline, read_timeline
@@ -65,17 +66,26 @@ _Connection = duckdb.DuckDBPyConnection
 class Store:
     """One database file. Every method opens, commits and closes; all raise `StoreError`. Safe to use from threads."""
 
-    def __init__(self, path: Path | str, wait_s: float = 10.0) -> None:
+    def __init__(
+        self, path: Path | str, wait_s: float = DEFAULT_S, waiting: Callable[[str], None] | None = None
+    ) -> None:
+        """``waiting`` hears of waits for a file in use, a line at a time."""
         self.path = Path(path)
-        self._wait_s = wait_s
+        self.wait_s = wait_s
+        self._waiting = waiting
 
     def _read(self, question: Callable[[_Connection], _T]) -> _T:
-        with opened(self.path, write=False, wait_s=self._wait_s) as connection:
-            return question(connection)
+        return self._open(question, write=False)
 
     def _write(self, change: Callable[[_Connection], _T]) -> _T:
-        with opened(self.path, write=True, wait_s=self._wait_s) as connection:
-            return change(connection)
+        return self._open(change, write=True)
+
+    def _open(self, operation: Callable[[_Connection], _T], *, write: bool) -> _T:
+        def attempt(wait_s: float) -> _T:
+            with opened(self.path, write=write, wait_s=wait_s) as connection:
+                return operation(connection)
+
+        return patiently(attempt, self.path, self.wait_s, self._waiting)
 
     # Writing -------------------------------------------------------------------------------------------------
 

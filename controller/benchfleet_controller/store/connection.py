@@ -1,7 +1,11 @@
-"""Opening the one DuckDB file: for as short as possible, with patience, and with errors that say what to do."""
+"""Opening the one DuckDB file: for as short as possible, with patience, and with errors that say what to do.
+
+One engine serves the process and the file is attached to it for one operation: starting an engine takes far longer.
+"""
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +18,14 @@ from benchfleet_controller.store import migrations
 
 _RETRY_S = 0.05
 _ENGINE_LOCK = threading.RLock()
-"""DuckDB refuses a second opening of a file in one process in another mode, so openings of this process queue here."""
+"""DuckDB refuses a second opening of a file in one process, so openings of this process queue here."""
+_FILE = "benchfleet_file"
+"""What the file is called while it is attached."""
+
+
+@functools.cache
+def _engine() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(":memory:")
 
 
 class StoreError(Exception):
@@ -72,40 +83,35 @@ def opened(path: Path, *, write: bool, wait_s: float) -> Iterator[duckdb.DuckDBP
 
 @contextmanager
 def _one_operation(path: Path, *, write: bool, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    connection = _connect(path, write=write, deadline=deadline)
-    try:
-        current = migrations.up_to_date(connection)
-        if not write and not current and _prepared(connection, path, write=False):
-            connection.close()
-            _connect_and_migrate(path, deadline)
-            connection = _connect(path, write=False, deadline=deadline)
-        with _translated(path):
-            if write:
-                connection.execute("BEGIN TRANSACTION")
+    if write:
+        with _attached(path, write=True, deadline=deadline) as connection:
+            current = migrations.up_to_date(connection)
+            with _transaction(connection, path):
                 if not current:
                     _prepared(connection, path, write=True)
-            yield connection
-            if write:
-                connection.execute("COMMIT")
-    finally:
-        # Closing an open transaction rolls it back.
-        with _translated(path):
-            connection.close()
+                yield connection
+        return
+    with _attached(path, write=False, deadline=deadline) as connection:
+        if migrations.up_to_date(connection) or not _prepared(connection, path, write=False):
+            with _translated(path):
+                yield connection
+            return
+    with _attached(path, write=True, deadline=deadline) as connection, _transaction(connection, path):
+        _prepared(connection, path, write=True)
+    with _attached(path, write=False, deadline=deadline) as connection, _translated(path):
+        yield connection
+
+
+@contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
+    with _translated(path):
+        connection.execute("BEGIN TRANSACTION")
+        yield
+        connection.execute("COMMIT")
 
 
 def _is_new(path: Path) -> bool:
     return not path.exists() or (path.is_file() and path.stat().st_size == 0)
-
-
-def _connect_and_migrate(path: Path, deadline: float) -> None:
-    connection = _connect(path, write=True, deadline=deadline)
-    try:
-        with _translated(path):
-            connection.execute("BEGIN TRANSACTION")
-            _prepared(connection, path, write=True)
-            connection.execute("COMMIT")
-    finally:
-        connection.close()
 
 
 def _prepared(connection: duckdb.DuckDBPyConnection, path: Path, *, write: bool) -> bool:
@@ -126,7 +132,22 @@ def _prepared(connection: duckdb.DuckDBPyConnection, path: Path, *, write: bool)
         return True
 
 
-def _connect(path: Path, *, write: bool, deadline: float) -> duckdb.DuckDBPyConnection:
+@contextmanager
+def _attached(path: Path, *, write: bool, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    _attach(path, write=write, deadline=deadline)
+    connection = _engine().cursor()
+    try:
+        connection.execute(f"USE {_FILE}")
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+    finally:
+        # Closing rolls back what was not committed; detaching writes the log into the file.
+        connection.close()
+        with _translated(path):
+            _engine().execute(f"DETACH {_FILE}")
+
+
+def _attach(path: Path, *, write: bool, deadline: float) -> None:
     if write:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,11 +158,11 @@ def _connect(path: Path, *, write: bool, deadline: float) -> duckdb.DuckDBPyConn
     # An empty file is what a killed first start leaves; DuckDB takes it for a new database only when writing.
     if not write and _is_new(path):
         raise StoreMissing(f"{path} is empty: run `benchfleet run` first or name another file with --db")
+    named = str(path).replace("'", "''")
     while True:
         try:
-            connection = duckdb.connect(str(path), read_only=not write)
-            connection.execute("SET TimeZone = 'UTC'")
-            return connection
+            _engine().execute(f"ATTACH '{named}' AS {_FILE} (TYPE duckdb{'' if write else ', READ_ONLY'})")
+            return
         except duckdb.Error as error:
             if not _is_lock(error):
                 raise _as_store_error(path, error) from error

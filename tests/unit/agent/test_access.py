@@ -18,6 +18,7 @@ from benchfleet.v1 import agent_service_pb2
 from benchfleet_agent.access import (
     LOOK_S,
     READ_CALLS,
+    RUN_CALLS,
     AccessControl,
     AccessPolicy,
     Caller,
@@ -64,6 +65,20 @@ def caller(name: str = "anna@laptop", serial: int = 5, version: str = "TLSv1.3")
 
 def test_without_a_policy_every_certified_controller_may_run() -> None:
     assert all(AccessPolicy().allows("anybody", call) for call in CALLS)
+
+
+def test_every_call_of_the_contract_is_either_for_readers_or_for_runners() -> None:
+    assert set(CALLS) == READ_CALLS | RUN_CALLS
+    assert not READ_CALLS & RUN_CALLS
+    policy = AccessPolicy(run=frozenset({"anna"}))
+    assert not policy.allows("anna", "ACallOfALaterContract")
+
+
+def test_no_call_for_readers_names_a_server_a_path_or_a_model() -> None:
+    service = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
+    taken = {call: {field.name for field in service.methods_by_name[call].input_type.fields} for call in READ_CALLS}
+
+    assert set().union(*taken.values()) == {"runtime", "job_id", "committed_sequence"}, taken
 
 
 def test_with_a_policy_only_the_named_may_do_what_it_says() -> None:

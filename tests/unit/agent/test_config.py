@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchfleet_agent.config import AgentConfig, ConfigError, load_config, override, parse_cpus
+from benchfleet_agent.config import AgentConfig, ConfigError, JournalConfig, load_config, override, parse_cpus
 
 
 def _file(tmp_path: Path, text: str) -> Path:
@@ -32,11 +32,61 @@ def test_a_file_is_read_and_flags_win_over_it(tmp_path: Path) -> None:
         ('[runtime.foundry]\ncpus = ["0"]', "list of processor numbers"),
         ("model_roots = [1]", "list of strings"),
         ("listen = ", "not TOML"),
+        ("[runtime.endpoint]\nallow = [1]", "runtime.endpoint.allow must be a list of strings"),
+        ("[journal]\nmax_byte = 1", "did you mean journal.max_bytes"),
+        ('[journal]\nmax_bytes = "eight"', 'such as "8 GiB" or "unlimited"'),
+        ("[journal]\nmax_bytes = true", 'such as "8 GiB" or "unlimited"'),
+        ("[journal]\nmax_bytes = 5e9", 'such as "8 GiB" or "unlimited"'),
+        ("[journal]\nmax_bytes = 1000", "at least 1 MiB"),
+        ('[journal]\nmax_age_days = "30"', "max_age_days must be a number of days"),
+        ("[journal]\nmax_age_days = -1", "max_age_days must be a number of days"),
+        ("[journal]\nmax_age_days = nan", "max_age_days must be a number of days"),
+        ('[probes]\ndisabled = ["nvidai"]', "no probe 'nvidai'; did you mean nvidia"),
+        ("[probes]\nperiod_ms = {sytem = 200}", "no probe 'sytem'; did you mean system"),
+        ("[probes]\nperiod_ms = {system = 5}", "period of the probe system must lie between 100 and 60000 ms"),
+        ("[probes]\nperiod_ms = {system = 0.5}", "whole milliseconds"),
     ],
 )
 def test_a_file_that_makes_no_sense_says_where(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(_file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4_000_000", 4_000_000),
+        ('"8 GiB"', 8 << 30),
+        ('"1.5MiB"', 3 << 19),
+        ('"20 MB"', 20_000_000),
+        ('"2000000 B"', 2_000_000),
+        ('"unlimited"', None),
+    ],
+)
+def test_the_size_of_the_journal_is_bytes_or_a_text_with_a_unit(tmp_path: Path, text: str, size: int | None) -> None:
+    assert load_config(_file(tmp_path, f"[journal]\nmax_bytes = {text}")).journal.max_bytes == size
+
+
+def test_the_journal_is_bounded_and_old_jobs_are_told_of_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    assert AgentConfig().journal == JournalConfig(8 << 30, 30.0)
+    assert load_config(_file(tmp_path, "[journal]\nmax_age_days = 2.5")).journal == JournalConfig(8 << 30, 2.5)
+    assert load_config(_file(tmp_path, "[journal]\nmax_age_days = 0")).journal.max_age_days is None
+
+
+def test_probes_are_left_out_and_read_less_often_also_those_of_other_platforms(tmp_path: Path) -> None:
+    text = '[probes]\ndisabled = ["nvidia", "macos_gpu", "rapl"]\nperiod_ms = { system = 200, windows_power = 5_000 }'
+
+    probes = load_config(_file(tmp_path, text)).probes
+
+    assert probes.disabled == ("nvidia", "macos_gpu", "rapl")
+    assert probes.periods_ms == {"system": 200, "windows_power": 5_000}
+
+
+def test_servers_that_callers_may_name_are_carried_as_they_are_written(tmp_path: Path) -> None:
+    text = '[runtime.endpoint]\nallow = ["http://127.0.0.1:*", "https://lab7:8443"]'
+
+    assert load_config(_file(tmp_path, text)).endpoint_allow == ("http://127.0.0.1:*", "https://lab7:8443")
+    assert AgentConfig().endpoint_allow == ()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from benchfleet.failures import Reason
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_agent.journal import Journal, JournalDamaged, JournalFull, JournalInUse
+from benchfleet_agent.journal_file import Contents, Serving, read_contents
 from benchfleet_agent.recorder import job_started
 from fakes.specs import job_spec
 
@@ -15,8 +19,10 @@ def _event(text: str = "x") -> event_pb2.Event:
     return event_pb2.Event(progress_reported=event_pb2.ProgressReported(message=text))
 
 
-def _last() -> event_pb2.Event:
-    return event_pb2.Event(job_finished=event_pb2.JobFinished(state=job_pb2.JOB_STATE_FINISHED))
+def _last(message: str = "") -> event_pb2.Event:
+    finished = event_pb2.JobFinished(state=job_pb2.JOB_STATE_FINISHED)
+    finished.failure.message = message
+    return event_pb2.Event(job_finished=finished)
 
 
 def _accept(journal: Journal, job_id: str = "job-1") -> None:
@@ -97,17 +103,97 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path)
 
 
-def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
+def test_an_event_that_is_damaged_while_the_agent_runs_is_not_handed_out(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     _accept(journal)
     journal.append("job-1", [_event("honest")])
-    journal.close()
     with sqlite3.connect(tmp_path / "journal.sqlite") as db:
         db.execute("UPDATE events SET body = ? WHERE sequence = 2", (_event("forged").SerializeToString(),))
     db.close()
 
-    with pytest.raises(JournalDamaged, match="event 2 of job job-1 is damaged"):
-        Journal(tmp_path).read("job-1", 0, 1 << 20)
+    with pytest.raises(JournalDamaged, match="event 2 of job job-1 is damaged on disk; restart the agent"):
+        journal.read("job-1", 0, 1 << 20)
+    journal.close()
+
+
+def test_a_job_that_would_pass_the_bound_keeps_what_is_there_and_still_takes_its_last_event(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, max_bytes=10_000)
+    _accept(journal)
+
+    with pytest.raises(JournalFull, match=r"of the 9\.8 KiB that journal\.max_bytes allows; fetch ended jobs") as full:
+        journal.append("job-1", [_event("y" * 5_000), _event("z" * 5_000)])
+    journal.append("job-1", [_event("w" * 9_000)])
+    journal.finish("job-1", job_pb2.JOB_STATE_FAILED, _last("e" * 2_000))
+
+    assert full.value.reason is Reason.JOURNAL_FULL
+    assert [event.sequence for event in journal.read("job-1", 0, 1 << 20)] == [1, 2, 3]
+
+
+def test_no_job_is_accepted_when_a_sixteenth_of_the_bound_is_all_that_is_left_until_one_is_released(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path, max_bytes=16_000)
+    _accept(journal)
+    journal.append("job-1", [_event("y" * 15_000)])
+    journal.finish("job-1", job_pb2.JOB_STATE_FINISHED, _last())
+
+    with pytest.raises(JournalFull, match="benchfleet-agent jobs --release JOB") as full:
+        _accept(journal, "job-2")
+    assert [job.job_id for job in journal.jobs()] == ["job-1"]
+    journal.release("job-1")
+    _accept(journal, "job-2")
+
+    assert full.value.reason is Reason.JOURNAL_FULL
+    assert [job.job_id for job in journal.jobs()] == ["job-2"]
+
+
+def test_each_job_says_how_many_bytes_it_holds_also_after_a_restart_and_a_refused_write(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, max_bytes=20_000)
+    _accept(journal)
+    _accept(journal, "job-2")
+    small = journal.jobs()[1].size_bytes
+    journal.append("job-1", [_event("y" * 5_000)])
+    with pytest.raises(JournalFull):
+        journal.append("job-1", [_event("z" * 50_000)])
+    sizes = {job.job_id: job.size_bytes for job in journal.jobs()}
+    journal.close()
+    again = Journal(tmp_path)
+
+    assert small == sizes["job-2"] < 1_000
+    assert sizes["job-1"] == sum(len(event.SerializeToString()) for event in again.read("job-1", 0, 1 << 20))
+    assert {job.job_id: job.size_bytes for job in again.jobs()} == sizes
+    assert again.jobs()[0].to_proto().size_bytes == sizes["job-1"]
+    again.close()
+
+
+def test_others_read_what_is_held_while_the_agent_writes_and_after_it_stopped(tmp_path: Path) -> None:
+    assert read_contents(tmp_path) == Contents()
+    journal = Journal(tmp_path)
+    _accept(journal)
+    journal.serve("127.0.0.1:50551")
+
+    beside = read_contents(tmp_path)
+    journal.append("job-1", [_event()])
+    journal.close()
+    after = read_contents(tmp_path)
+
+    assert beside.serving == Serving(os.getpid(), "127.0.0.1:50551")
+    assert [job.last_sequence for job in beside.jobs] == [1]
+    assert after.serving is None
+    assert [(job.job_id, job.last_sequence, job.ended) for job in after.jobs] == [("job-1", 2, False)]
+
+
+def test_reading_a_journal_that_a_killed_agent_left_changes_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "live")
+    _accept(journal)
+    shutil.copytree(tmp_path / "live", tmp_path / "killed")
+    journal.close()
+    before = (tmp_path / "killed" / "journal.sqlite-wal").read_bytes()
+
+    contents = read_contents(tmp_path / "killed")
+
+    assert [job.job_id for job in contents.jobs] == ["job-1"]
+    assert (tmp_path / "killed" / "journal.sqlite-wal").read_bytes() == before
 
 
 def test_a_full_disk_keeps_what_is_there_and_still_takes_the_last_event(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_facts_of_a_configuration(tmp_path: Path) -> None:
     )
 
 
+def test_files_that_are_nested_too_deep_are_no_model(tmp_path: Path) -> None:
+    deep = make(tmp_path / "deep")
+    (deep / "genai_config.json").write_text("[" * 100_000)
+    said = make(tmp_path / "said")
+    (said / "benchfleet.toml").write_text("alias = " + "[" * 100_000)
+    assert read_facts(deep) is None
+    assert scan([tmp_path]) == []
+
+
 def test_what_speaks_against_a_directory(tmp_path: Path) -> None:
     whole = make(tmp_path / "whole")
     assert damage_of(whole, 5) is None

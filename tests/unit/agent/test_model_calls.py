@@ -275,5 +275,5 @@ def test_limits_are_measured_when_the_agent_can() -> None:
 
 
 def test_failures_have_the_documented_status() -> None:
-    assert model_calls._status(Failure(Reason.RUNTIME_UNAVAILABLE, "")) is grpc.StatusCode.NOT_FOUND
-    assert model_calls._status(Failure(Reason.UNSUPPORTED, "")) is grpc.StatusCode.FAILED_PRECONDITION
+    assert model_calls.status_of(Failure(Reason.RUNTIME_UNAVAILABLE, "")) is grpc.StatusCode.NOT_FOUND
+    assert model_calls.status_of(Failure(Reason.UNSUPPORTED, "")) is grpc.StatusCode.FAILED_PRECONDITION

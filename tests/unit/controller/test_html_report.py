@@ -174,7 +174,7 @@ def test_a_run_that_reached_no_host_still_has_a_page() -> None:
     parsed = _Parsed(render_html(HtmlReport(ReportData(run={"name": "lost", "plan": plan}, hosts=[], cases=[]))))
     assert "Benchmark report: lost" in parsed.text
     assert "0 cases (0 failed) on 0 hosts" in parsed.text
-    assert '"name": "never ran"' in parsed.text
+    assert '"name": "never \\u202e ran"' in parsed.text
 
 
 def test_all_charts_can_be_written_as_images(tmp_path: Path, data: HtmlReport) -> None:

@@ -86,7 +86,7 @@ def test_json_has_base_units_and_null() -> None:
 def test_csv_defuses_formulas_but_not_numbers() -> None:
     rows = [*ROWS, {"name": "-x", "size_bytes": -5, "ttft_p50_s": -0.5}]
     table = list(csv.reader(io.StringIO(render_table(rows, COLUMNS, "csv"))))
-    assert [line[0] for line in table] == ["name", "'=cmd()", ROWS[1]["name"], "'-x"]
+    assert [line[0] for line in table] == ["name", "'=cmd()", "a|b[31mred[0m\n漢字", "'-x"]
     assert table[2][1:] == ["", "", ""]
     assert table[3][1:3] == ["-5", "-0.5"]
     with pytest.raises(ValueError, match="known are table, json, csv, md"):

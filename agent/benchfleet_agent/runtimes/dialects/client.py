@@ -19,6 +19,8 @@ API_KEY_VARIABLE = "BENCHFLEET_ENDPOINT_API_KEY"
 NO_KEY = "not-needed"
 MAXIMUM_ANSWER_BYTES = 8 << 20
 _EXCERPT_BYTES = 2_000
+_SHORTEST_KEY = 8
+"""Anything shorter is no secret and may be part of any word."""
 
 
 class Refused(WorkFailed):
@@ -78,9 +80,9 @@ class Client:
         try:
             with self._open(request, timeout_s) as answer:
                 while line := answer.readline(MAXIMUM_ANSWER_BYTES):
-                    yield line
+                    yield self._without_key(line)
         except (OSError, http.client.HTTPException) as error:
-            raise _unanswered(request.full_url, error) from None
+            raise self._unanswered(request.full_url, error) from None
 
     def probe(self, path: str, timeout_s: float) -> Any:
         """The JSON of a path, or None when the server answers otherwise. Raises `Unanswered` when it does not."""
@@ -107,10 +109,10 @@ class Client:
             return self._opener.open(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
         except urllib.error.HTTPError as error:
             with error:
-                said = _excerpt(error)
+                said = self._without_key(_excerpt(error)).decode(errors="replace")
             raise Refused(_explain_status(request.full_url, error.code, said), error.code, said) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _unanswered(request.full_url, error) from None
+            raise self._unanswered(request.full_url, error) from None
 
     def _json(self, request: urllib.request.Request, timeout_s: float | None) -> Any:
         url = request.full_url
@@ -118,15 +120,28 @@ class Client:
             try:
                 body = answer.read(MAXIMUM_ANSWER_BYTES + 1)
             except (OSError, http.client.HTTPException) as error:
-                raise _unanswered(url, error) from None
+                raise self._unanswered(url, error) from None
         if not body.strip():
             return None
         try:
             if len(body) > MAXIMUM_ANSWER_BYTES:
                 raise ValueError(f"more than {MAXIMUM_ANSWER_BYTES} bytes")
-            return json.loads(body)
+            return json.loads(self._without_key(body))
         except (ValueError, RecursionError) as error:
             raise bad_answer(url, error) from None
+
+    def _without_key(self, said: bytes) -> bytes:
+        """Some servers repeat the key they refuse; it must not end in a message."""
+        key = self._api_key
+        return said if key == NO_KEY or len(key) < _SHORTEST_KEY else said.replace(key.encode(), b"***")
+
+    def _unanswered(self, url: str, error: Exception) -> Unanswered:
+        cause = getattr(error, "reason", None) or error
+        timed_out = isinstance(cause, TimeoutError) or isinstance(error, TimeoutError)
+        why = self._without_key(str(cause).encode(errors="replace")).decode()
+        return Unanswered(
+            f"nothing usable answers at {url} ({why}); start the server or correct the URL", timed_out=timed_out
+        )
 
 
 def normalise_url(url: str) -> str:
@@ -190,18 +205,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _unanswered(url: str, error: Exception) -> Unanswered:
-    cause = getattr(error, "reason", None) or error
-    timed_out = isinstance(cause, TimeoutError) or isinstance(error, TimeoutError)
-    message = f"nothing usable answers at {url} ({cause}); start the server or correct the URL"
-    return Unanswered(message, timed_out=timed_out)
-
-
-def _excerpt(error: urllib.error.HTTPError) -> str:
+def _excerpt(error: urllib.error.HTTPError) -> bytes:
     try:
-        return bytes(error.read(_EXCERPT_BYTES)).decode(errors="replace")
+        return bytes(error.read(_EXCERPT_BYTES))
     except (OSError, http.client.HTTPException):
-        return ""
+        return b""
 
 
 def _explain_status(url: str, status: int, said: str) -> str:

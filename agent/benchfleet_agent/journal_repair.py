@@ -1,0 +1,331 @@
+"""Checking a journal and repairing a damaged one: what is intact is kept, what was lost is put on record.
+
+Sequences stay gapless for whoever follows: in place of a lost event stands a ``ProgressReported`` that says so, and a
+job that lost events does not end as finished. The damaged file is kept aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from benchfleet.failures import Failure, Reason
+from benchfleet.v1 import event_pb2, job_pb2
+from benchfleet_agent.journal_file import (
+    SELECT_JOBS,
+    HeldJob,
+    JournalDamaged,
+    Repair,
+    connect,
+    held_job,
+    journal_path,
+    read_repairs,
+    write_repairs,
+)
+from benchfleet_agent.journal_log import CutLog, examine_log
+
+LOST_EVENT = "lost: this event was damaged on the host's disk"
+MOST_EVENTS = 1 << 24
+"""No job has more; a number above it is damage."""
+MOST_LOST_AT_END = 10_000
+"""Lost events that are stood in for after the last intact one."""
+
+
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError)
+"""What reading a damaged file raises; the second when SQLite's own message quotes damaged bytes."""
+
+
+class _Unsound(Exception):
+    """The journal is not what was written; says where that was noticed."""
+
+
+def repaired(directory: Path, unix_ns: int) -> dict[str, int]:
+    """Check the journal of a data directory, which nobody else may have open, and repair it where it is damaged.
+
+    Returns the bytes of each job's events; what was lost is in the table ``repairs``. Reads everything that is held.
+    Raises `JournalDamaged` when nothing of the file can be read, `sqlite3.OperationalError` (full disk), `OSError`.
+    """
+    path = journal_path(directory)
+    finished = directory / "journal.repaired.sqlite"
+    if not path.exists() and finished.exists():  # an agent died between the last two steps of a repair
+        finished.rename(path)
+    if not path.exists():
+        return {}
+    cut = _examine_log(path)
+    try:
+        with contextlib.closing(_open_damaged(path)) as db:
+            sizes = check(db)
+    except (_Unsound, *DAMAGE) as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        return _rebuild(path, finished, f"{error}{'; the end of its log is cut off' if cut else ''}", unix_ns)
+    if cut is not None:
+        with contextlib.closing(connect(path)) as db:
+            write_repairs(db, _of_cut_log(db, cut, unix_ns))
+    return sizes
+
+
+def check(db: sqlite3.Connection) -> dict[str, int]:
+    """Read a whole journal; returns the bytes of each job's events. Raises `_Unsound`, `sqlite3.DatabaseError`."""
+    _ask(db, "PRAGMA quick_check(1)")
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone():
+        return {}  # an agent was killed when it had just made the file
+    _ask(db, "PRAGMA integrity_check(jobs)")  # with its index
+    jobs = {job.job_id: job for job in map(_row, db.execute(SELECT_JOBS))}
+    sizes = dict.fromkeys(jobs, 0)
+    last = dict.fromkeys(jobs, 0)
+    ended = dict.fromkeys(jobs, False)
+    for job_id, sequence, checksum, body in db.execute("SELECT * FROM events ORDER BY job_id, sequence"):
+        if job_id not in jobs or sequence != last[job_id] + 1 or not _intact(checksum, body):
+            raise _Unsound(f"event {sequence} of job {job_id} is not what was written")
+        if sequence == 1 and not _agrees(jobs[job_id], body):
+            raise _Unsound(f"job {job_id} is not what was written")
+        if sequence == jobs[job_id].last_sequence:
+            ended[job_id] = event_pb2.Event.FromString(body).HasField("job_finished")
+        last[job_id], sizes[job_id] = sequence, sizes[job_id] + len(body)
+    for job_id, job in jobs.items():
+        if last[job_id] != job.last_sequence or not last[job_id] or ended[job_id] != job.ended:
+            raise _Unsound(f"events of job {job_id} are missing")
+    return sizes
+
+
+def _ask(db: sqlite3.Connection, question: str) -> None:
+    (said,) = db.execute(question).fetchone()
+    if said != "ok":
+        raise _Unsound(" ".join(str(said).split()))
+
+
+def _row(row: tuple[object, ...]) -> HeldJob:
+    try:
+        job = held_job(row, {})
+    except AssertionError:
+        job = None
+    if job is None or job.state not in job_pb2.JobState.values():
+        raise _Unsound(f"the entry of job {row[0]!r} is not what was written")
+    return job
+
+
+def _intact(checksum: object, body: object) -> bool:
+    return isinstance(body, bytes) and zlib.crc32(body) == checksum
+
+
+def _agrees(job: HeldJob, first: bytes) -> bool:
+    try:
+        spec = job_pb2.JobSpec.FromString(job.spec)
+    except DecodeError:
+        return False
+    # As messages: other versions of the library may write the same message in other bytes.
+    return bool(event_pb2.Event.FromString(first).job_started.spec == spec and job.run_id == spec.run_id)
+
+
+def _examine_log(path: Path) -> CutLog | None:
+    log = path.with_name(f"{path.name}-wal")
+    return examine_log(log.read_bytes()) if log.exists() else None
+
+
+def _of_cut_log(db: sqlite3.Connection, cut: CutLog, unix_ns: int) -> list[Repair]:
+    """What a cut log means for the jobs that were being written."""
+    how_many = "an unknown number of" if cut.lost_frames is None else f"up to {cut.lost_frames}"
+    message = f"the end of the journal's log was damaged or cut off; {how_many} writes of the last moments may be lost"
+    running = db.execute("SELECT job_id, last_sequence FROM jobs WHERE state = ?", (int(job_pb2.JOB_STATE_RUNNING),))
+    found = [Repair(unix_ns, job_id, f"after {last}", message) for job_id, last in running]
+    return found or [Repair(unix_ns, "", "", message)]
+
+
+def _rebuild(path: Path, finished: Path, why: str, unix_ns: int) -> dict[str, int]:
+    aside = path.with_name(f"damaged-{datetime.datetime.fromtimestamp(unix_ns / 1e9, datetime.UTC):%Y%m%dT%H%M%SZ}")
+    building = path.with_name("journal.building.sqlite")
+    for leftover in (*_files(building), *_files(finished)):
+        leftover.unlink(missing_ok=True)
+    try:
+        with contextlib.closing(_open_damaged(path)) as old, contextlib.closing(connect(building)) as new:
+            new.execute("BEGIN IMMEDIATE")
+            repairs = _salvage(old, new, f"the journal was damaged ({why}); the damaged file is in {aside}", unix_ns)
+            write_repairs(new, repairs)
+            new.execute("COMMIT")
+            sizes = check(new)
+    except (_Unsound, *DAMAGE) as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise JournalDamaged(
+            f"{path} is not a readable journal ({why}); move it away and start the agent again"
+        ) from None
+    building.rename(finished)
+    aside.mkdir(exist_ok=True)
+    for part in _files(path):
+        if part.exists():
+            part.rename(aside / part.name)
+    finished.rename(path)
+    return sizes
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    # The log before its file: a file without its log is an older journal, a log without its file is nothing.
+    return (path.with_name(f"{path.name}-shm"), path.with_name(f"{path.name}-wal"), path)
+
+
+def _open_damaged(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, timeout=0)
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    return db
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is left of a job."""
+
+    job_id: str
+    row: HeldJob | None
+    last: int
+
+
+def _salvage(old: sqlite3.Connection, new: sqlite3.Connection, why: str, unix_ns: int) -> list[Repair]:
+    """Copy all that is intact."""
+    # What was repaired before stays on record where it can be read.
+    repairs: list[Repair] = []
+    with contextlib.suppress(*DAMAGE):
+        repairs += read_repairs(old)
+    jobs = list(_jobs_left(old))
+    complete = _is_readable(old, "SELECT * FROM jobs")
+    if not jobs and not (complete and _is_readable(old, "SELECT * FROM events")):
+        raise _Unsound(why)
+    found = [Repair(unix_ns, job.job_id, lost, why) for job in jobs if (lost := _copy(job, old, new)) is not None]
+    if not complete:
+        found.append(Repair(unix_ns, "", "", f"{why}; jobs of which nothing is left cannot be named"))
+    return [*repairs, *(found or [Repair(unix_ns, "", "", f"{why}; no event of a job was lost")])]
+
+
+def _is_readable(db: sqlite3.Connection, question: str) -> bool:
+    try:
+        for _ in db.execute(question):
+            pass
+    except DAMAGE:
+        return False
+    return True
+
+
+def _jobs_left(db: sqlite3.Connection) -> Iterator[_Job]:
+    rows: dict[str, HeldJob | None] = {}
+    for order in ("ASC", "DESC"):  # from both ends up to the damage
+        for row in _tolerant(db, f"{SELECT_JOBS} ORDER BY rowid {order}"):
+            with contextlib.suppress(_Unsound):
+                job = _row(row)
+                rows.setdefault(job.job_id, job)
+    for question in (
+        "SELECT min(job_id) FROM events WHERE job_id > ?",
+        "SELECT max(job_id) FROM events WHERE job_id < ?",
+    ):
+        for job_id in _walk(db, question):
+            rows.setdefault(job_id, None)
+    for job_id, held in rows.items():
+        highest = next((int(value or 0) for (value,) in _tolerant(db, _MAX, job_id) if isinstance(value, int)), 0)
+        bounds = [bound for bound in (highest, held.last_sequence if held else 0) if 0 < bound <= MOST_EVENTS]
+        yield _Job(job_id, held, max(bounds, default=0))
+
+
+_MAX = "SELECT max(sequence) FROM events WHERE job_id = ?"
+_ONE = "SELECT crc32, body FROM events WHERE job_id = ? AND sequence = ?"
+
+
+def _walk(db: sqlite3.Connection, question: str) -> Iterator[str]:
+    here: object = "" if "min" in question else "\U0010ffff"
+    seen: set[object] = set()
+    while True:
+        here = next((value for (value,) in _tolerant(db, question, here)), None)
+        if not isinstance(here, str) or here in seen:
+            return
+        seen.add(here)
+        yield here
+
+
+def _copy(job: _Job, old: sqlite3.Connection, new: sqlite3.Connection) -> str | None:
+    """Copy one job; returns the sequences that are lost, None when it is whole."""
+    intact = [sequence for sequence in range(1, job.last + 1) if _event(old, job.job_id, sequence)]
+    first = _event(old, job.job_id, 1) or _first_again(job)
+    if first is None or not intact:
+        return "everything"
+    end = min(job.last, intact[-1] + MOST_LOST_AT_END)
+    last_event = _event(old, job.job_id, intact[-1])
+    assert last_event is not None
+    state = job_pb2.JOB_STATE_RUNNING
+    if last_event.HasField("job_finished"):
+        end, state = intact[-1], last_event.job_finished.state
+    elif job.row is not None and job.row.ended:
+        end -= 1  # its end is lost, too: it is written again, saying so
+    lost = sorted(set(range(1, end + 1)) - set(intact)) + ([end + 1] if job.row and end + 1 == job.last else [])
+    before = first
+    for sequence in range(1, end + 1):
+        event = _event(old, job.job_id, sequence) or (first if sequence == 1 else _stand_in(sequence, before))
+        if event.HasField("job_finished") and lost and state == job_pb2.JOB_STATE_FINISHED:
+            state = job_pb2.JOB_STATE_FAILED
+            failure = Failure(Reason.EVENTS_RELEASED, loss_message(_ranges(lost)))
+            event.job_finished.CopyFrom(event_pb2.JobFinished(state=state, failure=failure.to_proto()))
+        body = event.SerializeToString()
+        new.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (job.job_id, sequence, zlib.crc32(body), body))
+        before = event
+    spec = first.job_started.spec
+    accepted = job.row.accepted_unix_ns if job.row else first.event_time.ToNanoseconds()
+    row = (job.job_id, spec.run_id, spec.held_by, spec.SerializeToString(deterministic=True), int(state), end, accepted)
+    new.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    return _ranges(lost) if lost else None
+
+
+def loss_message(lost: str) -> str:
+    """Why a job that lost events ends as failed, for people."""
+    return (
+        f"the journal on this host's disk was damaged and events of this job are lost ({lost}); what is intact is kept"
+    )
+
+
+def _event(db: sqlite3.Connection, job_id: str, sequence: int) -> event_pb2.Event | None:
+    for checksum, body in _tolerant(db, _ONE, job_id, sequence):
+        if isinstance(body, bytes) and _intact(checksum, body):
+            event = event_pb2.Event.FromString(body)
+            return event if event.sequence == sequence else None
+    return None
+
+
+def _first_again(job: _Job) -> event_pb2.Event | None:
+    """A job's first event out of its entry, without the host it was taken on."""
+    if job.row is None:
+        return None
+    try:
+        spec = job_pb2.JobSpec.FromString(job.row.spec)
+    except DecodeError:
+        return None
+    event = event_pb2.Event(sequence=1, job_started=event_pb2.JobStarted(spec=spec))
+    event.event_time.FromNanoseconds(job.row.accepted_unix_ns)
+    return event
+
+
+def _stand_in(sequence: int, before: event_pb2.Event) -> event_pb2.Event:
+    return event_pb2.Event(
+        sequence=sequence,
+        event_ns=before.event_ns,
+        event_time=before.event_time,
+        progress_reported=event_pb2.ProgressReported(message=LOST_EVENT),
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers as ``5, 9-12``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+
+
+def _tolerant(db: sqlite3.Connection, question: str, *values: object) -> Iterator[tuple[object, ...]]:
+    """Rows up to where the file is damaged."""
+    with contextlib.suppress(*DAMAGE):
+        yield from db.execute(question, values)

@@ -1,0 +1,208 @@
+"""A real agent that somebody attacks while it measures: the attack must cost the measurement nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from benchfleet.transport import CHANNEL_OPTIONS
+from benchfleet.v1 import agent_service_pb2 as pb
+from benchfleet.v1 import agent_service_pb2_grpc, event_pb2, job_pb2
+from fakes import openai_server
+from fakes.specs import case_spec, job_spec
+from integration.conftest import AgentProcess, free_port, wait_until
+
+SERVICE = pb.DESCRIPTOR.services_by_name["AgentService"]
+CALLS = sorted(method.name for method in SERVICE.methods)
+STREAMS = {"PullModel", "StreamJobEvents"}
+MODEL = "steady"
+JOB_S = 1.0
+"""How long the job that must not notice sends requests; its start and end come on top."""
+MOST_RESIDENT_BYTES = 400 << 20
+SENSIBLE = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+"""What a refused call may end with; INTERNAL and UNKNOWN are the agent's own mistakes."""
+
+
+@dataclass
+class Target:
+    """The agent under attack, and a server for its jobs."""
+
+    agent: AgentProcess
+    server_url: str
+    channel: grpc.Channel
+    steady_job: str = ""
+    """The job that must not notice."""
+
+    @property
+    def stub(self) -> Any:
+        return agent_service_pb2_grpc.AgentServiceStub(self.channel)
+
+    def call(self, name: str, data: bytes, timeout_s: float = 20) -> grpc.StatusCode:
+        """Send raw bytes as a call's request and say how it ended."""
+        kind = self.channel.unary_stream if name in STREAMS else self.channel.unary_unary
+        send: Any = kind(f"/{SERVICE.full_name}/{name}")
+        try:
+            answer = send(data, timeout=timeout_s)
+            for _ in answer if name in STREAMS else ():
+                pass
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()  # type: ignore[attr-defined,unused-ignore]
+            return code
+        return grpc.StatusCode.OK
+
+    def judge(self, name: str, request: Any) -> grpc.StatusCode:
+        """Send a request and see that it is answered, or refused for a sensible reason."""
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        code = self.call(name, data)
+        assert code is grpc.StatusCode.OK or code in SENSIBLE, (name, code, data[:500])
+        return code
+
+    def weigh(self) -> None:
+        resident = self.resident_bytes()
+        assert resident < MOST_RESIDENT_BYTES, f"the agent holds {resident >> 20} MiB"
+
+    def resident_bytes(self) -> int:
+        assert self.agent.process is not None
+        return int(psutil.Process(self.agent.process.pid).memory_info().rss)
+
+    def spec(self, duration_s: float) -> job_pb2.JobSpec:
+        """A job that sends requests one after the other for so long."""
+        case = case_spec("steady-1", MODEL, runtime="endpoint", endpoint_url=self.server_url, warmup_round_count=0)
+        case.stop.minimum_duration_s = duration_s
+        case.stop.maximum_round_count = 10_000
+        spec = job_spec(case)
+        spec.skip_certificate = True
+        return spec
+
+    def start_job(self) -> str:
+        """Start such a job; its id."""
+        job_id = str(uuid.uuid4())
+        self.stub.StartJob(pb.StartJobRequest(job_id=job_id, spec=self.spec(JOB_S)), timeout=20)
+        return job_id
+
+    def events(self, job_id: str) -> list[event_pb2.Event]:
+        """All events, to the job's last."""
+        found: list[event_pb2.Event] = []
+        for message in self.stub.StreamJobEvents(pb.StreamJobEventsRequest(job_id=job_id), timeout=60):
+            found += message.events
+        return found
+
+    def end_jobs(self) -> None:
+        """Cancel and forget whatever an attack started."""
+        for job in self.stub.ListJobs(pb.ListJobsRequest(), timeout=20).jobs:
+            if job.state == job_pb2.JOB_STATE_RUNNING:
+                self.stub.CancelJob(pb.CancelJobRequest(job_id=job.job_id), timeout=20)
+                self.events(job.job_id)
+            self.stub.ReleaseJobEvents(
+                pb.ReleaseJobEventsRequest(job_id=job.job_id, committed_sequence=2**62), timeout=20
+            )
+        wait_until(lambda: not self.stub.GetHost(pb.GetHostRequest(), timeout=20).running_job_id, 30, "it is idle")
+
+
+def flood(target: Target, count: int) -> dict[grpc.StatusCode, int]:
+    """Many callers start jobs at once; how often which status came back."""
+    spec = target.spec(60)
+
+    def start(number: int) -> grpc.StatusCode:
+        return target.judge("StartJob", pb.StartJobRequest(job_id=f"flood-{number}", spec=spec))
+
+    with ThreadPoolExecutor(32) as callers:
+        return dict(Counter(callers.map(start, range(count))))
+
+
+@contextlib.contextmanager
+def connected(target: Target) -> Iterator[Any]:
+    """A connection of its own, which takes little before it is read."""
+    narrow = [("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.http2.bdp_probe", 0)]
+    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *narrow]
+    with grpc.insecure_channel(target.agent.address, options) as channel:
+        yield agent_service_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+@pytest.fixture(scope="session")
+def steady_server() -> Iterator[str]:
+    """A server that answers quickly and always alike."""
+    command = [sys.executable, str(openai_server.__file__), "--model", MODEL]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # it ends with its stdin
+        assert process.stdout is not None
+        port = json.loads(process.stdout.readline())["port"]
+        yield f"http://127.0.0.1:{port}/v1"
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory, steady_server: str) -> Iterator[Target]:
+    data_dir = tmp_path_factory.mktemp("attacked")
+    models = data_dir / "models"
+    models.mkdir()
+    config = data_dir / "agent.toml"
+    config.write_text(f"model_roots = [{json.dumps(str(models))}]\n[runtime.foundry]\noffline = true\n")
+    agent = AgentProcess(data_dir, config, f"127.0.0.1:{free_port()}")
+    agent.start()
+    with grpc.insecure_channel(agent.address, CHANNEL_OPTIONS) as channel:
+        yield Target(agent, steady_server, channel)
+    agent.kill()
+
+
+@pytest.fixture(scope="module")
+def attacked(target: Target) -> Iterator[Target]:
+    """The agent with a job on it while a module's tests run, which must end as if nothing had happened."""
+    job_id = target.start_job()
+    target.steady_job = job_id
+    yield target
+    _undisturbed(target.events(job_id))
+    _see_to(target)
+
+
+@pytest.fixture
+def idle(target: Target) -> Iterator[Target]:
+    """The agent with nothing to do."""
+    yield target
+    _see_to(target)
+
+
+def _see_to(target: Target) -> None:
+    """That an attack left neither jobs nor memory behind, nor anything in a log that does not belong there."""
+    target.weigh()
+    target.end_jobs()
+    logs = [target.agent.data_dir / "agent.log", *(target.agent.data_dir / "logs").rglob("*.log")]
+    for path in logs:
+        text = path.read_text(errors="replace")
+        assert "Traceback" not in text, _last(path)
+        assert not {"\x1b", "\u202e", "\x07"} & set(text), path
+
+
+def _undisturbed(events: list[event_pb2.Event]) -> None:
+    """Whether a job of `Target.start_job` ended well, nothing missing."""
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].job_finished.state == job_pb2.JOB_STATE_FINISHED, events[-1]
+    requests = [event.request_finished for event in events if event.WhichOneof("kind") == "request_finished"]
+    assert len(requests) > 10
+    assert {request.status for request in requests} == {"ok"}, requests[-1]
+
+
+def _last(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")[-3_000:]
+    return ""

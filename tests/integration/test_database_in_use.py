@@ -1,0 +1,72 @@
+"""Two processes and one database: who has it is said, and the other one waits as long as it was told to."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.scored_run import recorded_answers
+from integration.conftest import Benchfleet
+
+HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return recorded_answers(tmp_path / "results.duckdb", (), ["blue"]).path
+
+
+@pytest.fixture
+def held(database: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the file open until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_who_has_the_database_is_named_with_what_to_do(database: Path, held: subprocess.Popen[str]) -> None:
+    done = Benchfleet(database)("runs", "--wait", "0")
+
+    assert done.returncode == 2
+    assert f"in use by another process, {held.pid}" in done.stderr
+    assert "wait longer with --wait" in done.stderr
+    if sys.platform == "linux":
+        assert "import duckdb" in done.stderr  # its command line
+
+
+def test_a_command_waits_until_the_database_is_free_and_says_so_meanwhile(
+    database: Path, held: subprocess.Popen[str]
+) -> None:
+    waiting = Benchfleet(database).start("runs", "--format", "json", "--wait")
+    assert waiting.stderr is not None
+    said = waiting.stderr.readline()
+    assert held.stdin is not None
+    held.stdin.close()
+    held.wait(10)
+    out, err = waiting.communicate(timeout=60)
+
+    assert said.startswith(f"waiting for {database}, in use by another process, {held.pid}")
+    assert waiting.returncode == 0, err
+    assert '"run_id"' in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@pytest.mark.parametrize("command", [("runs",), ("run", "--model", "m", "--host", "127.0.0.1:1")])
+def test_ctrl_c_ends_the_wait(database: Path, held: subprocess.Popen[str], command: tuple[str, ...]) -> None:
+    waiting = Benchfleet(database).start(*command, "--wait")
+    assert waiting.stderr is not None
+    assert "waiting for" in waiting.stderr.readline()
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate(timeout=20)
+
+    assert waiting.returncode == 130
+    assert "Traceback" not in err
