@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLAIN_PERIOD_S = 2.0
+_NO_ROUNDS = frozenset({"calibration", "keepwarm"})
+"""Kinds that are not among the rounds that were asked for."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class HostProgress:
         elif kind == "round_started":
             begun = event.round_started
             self.kind = begun.kind or ("warmup" if begun.warmup else "counted")
-            self.not_rounds += self.kind == "calibration"
+            self.not_rounds += self.kind in _NO_ROUNDS
             self.round, self.requests = begun.round_index + 1 - self.not_rounds, 0
             self._say_round()
         elif kind == "request_finished":
@@ -73,7 +75,7 @@ class HostProgress:
             self._say_round()
         elif kind == "round_finished":
             self._say_round()
-            return self.kind != "calibration"
+            return self.kind not in _NO_ROUNDS
         elif kind == "case_finished":
             finished = event.case_finished
             why = f": {finished.failure.message}" if finished.HasField("failure") else ""
@@ -89,6 +91,8 @@ class HostProgress:
     def _say_round(self) -> None:
         if self.kind == "calibration":
             self.text = f"{self._case} checking prompt lengths"
+        elif self.kind == "keepwarm":
+            self.text = f"{self._case} keeping the model warm"
         elif self.kind == "idle":
             self.text = f"{self._case} request after the pause"
         else:

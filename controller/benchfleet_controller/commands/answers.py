@@ -34,6 +34,7 @@ from benchfleet_controller.report.sections import (
     LIFECYCLE_COLUMNS,
     certificate_section,
     energy_section,
+    failure_text,
     lifecycle_rows,
     lifecycle_sections,
     limits_text,
@@ -152,7 +153,7 @@ def _table_text(cases: Sequence[Row], style: str) -> str:
     notes = notes_of(rows, columns)
     notes += [limits_text(case["goodput"]["limits"]) for case in cases if case.get("goodput")][:1]
     failures = [
-        sentence(f"{_what(case)}: {case['status']} ({case['reason']}): {case['message'] or ''}", style) + "\n"
+        sentence(f"{_what(case)}: {case['status']} ({case['reason']}): {failure_text(case)}", style) + "\n"
         for case in cases
         if case["reason"]
     ]

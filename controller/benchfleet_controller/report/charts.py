@@ -27,7 +27,13 @@ _MOST_NUMBERED_BANDS = 40
 _STEP = 52
 """Height of a case among distributions: its name, its box, its requests."""
 _IMAGE_WIDTH = 760
-_ROUNDS = {"counted": "round", "warmup": "warm-up round", "calibration": "calibration", "idle": "request after a pause"}
+_ROUNDS = {
+    "counted": "round",
+    "warmup": "warm-up round",
+    "calibration": "calibration",
+    "idle": "request after a pause",
+    "keepwarm": "keeping the model warm",
+}
 _SPREADS = {"ttft_s": "Time to first token (s)", "e2e_s": "Latency (s)", "tpot_s": "Time per output token (s)"}
 _LINES = {
     "runtime_rss_bytes": ("RAM of the runtime (MiB)", 2**-20),

@@ -28,6 +28,7 @@ from benchfleet_controller.report.sections import (
     Section,
     certificate_section,
     energy_section,
+    failure_text,
     goodput_section,
     lifecycle_sections,
 )
@@ -320,7 +321,9 @@ def _facts(host: Row) -> list[tuple[str, str]]:
 
 
 def _failures(report: ReportData, labels: Mapping[str, str]) -> _Table | None:
-    rows = [{**case, "what": case["status"]} for case in report.cases if case.get("reason")]
+    rows = [
+        {**case, "what": case["status"], "message": failure_text(case)} for case in report.cases if case.get("reason")
+    ]
     rows += [{**row, "what": f"{row['n']} requests"} for row in report.failures]
     named = [{**row, "case": labels.get(str(row["case_id"]), "–")} for row in rows]
     columns = (("case", "Case"), ("what", "What"), ("reason", "Reason"), ("message", "Message"))

@@ -22,6 +22,7 @@ from benchfleet_controller.report.exports import (
 from benchfleet_controller.report.sections import (
     certificate_section,
     energy_section,
+    failure_text,
     goodput_section,
     lifecycle_sections,
 )
@@ -191,7 +192,11 @@ def _warnings_part(data: ReportData) -> list[str]:
 def _failures_part(data: ReportData) -> list[str]:
     columns = [Column("host", "Host"), Column("model", "Model"), Column("what", "What"), Column("reason", "Reason")]
     of_case: dict[str, Mapping[str, Any]] = {str(case.get("case_id")): case for case in data.cases}
-    rows = [dict(case) | {"what": case["status"]} for case in data.cases if case.get("reason")]
+    rows = [
+        dict(case) | {"what": case["status"], "message": failure_text(case)}
+        for case in data.cases
+        if case.get("reason")
+    ]
     rows += [dict(of_case.get(str(r["case_id"]), {})) | dict(r) | {"what": f"{r['n']} requests"} for r in data.failures]
     if not rows:
         return []

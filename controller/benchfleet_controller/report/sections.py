@@ -284,3 +284,9 @@ def _given_back(base: int | None, before: int | None, after: int | None) -> floa
 
 def _short(seconds: float | None) -> Figure | None:
     return None if seconds is None else Figure(f"{seconds * 1e3:.3g} ms")
+
+
+def failure_text(case: Mapping[str, Any]) -> str:
+    """Why a case did not succeed, with what speaks for it."""
+    evidence = "; ".join(str(one) for one in case.get("evidence") or ())
+    return f"{case.get('message') or ''}{f' ({evidence})' if evidence else ''}".strip()

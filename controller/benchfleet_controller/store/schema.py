@@ -220,7 +220,7 @@ requests INTEGER requests that ended in the round
 failed INTEGER of those, failed
 """
     )
-    + _columns("kind VARCHAR calibration, warmup, counted or idle", since=2)
+    + _columns("kind VARCHAR calibration, warmup, counted, idle or keepwarm", since=2)
     + _columns(
         """
 state_before JSON conditions of the host just before; NULL not told

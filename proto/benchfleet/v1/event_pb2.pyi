@@ -495,7 +495,9 @@ class RoundStarted(_message.Message):
     start_ns: _builtins.int
     """When."""
     kind: _builtins.str
-    """"calibration" (the length of synthetic prompts), "warmup", "counted" or "idle" (after a pause)."""
+    """"calibration" (the length of synthetic prompts), "warmup", "counted", "idle" (after a pause) or
+    "keepwarm" (so that the runtime does not unload).
+    """
     @_builtins.property
     def host_state(self) -> _host_pb2.HostState:
         """The conditions just before."""
