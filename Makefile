@@ -24,6 +24,7 @@ test: .venv/.ready  ## all tests that need no more than a few minutes, on the re
 	$(BIN)/python -m pytest -m "not slow and not live" --numprocesses 2 tests/unit
 	$(BIN)/python -m pytest -m "not slow and not live and not timing" --numprocesses 2 --dist loadfile tests/integration
 	$(BIN)/python -m pytest -m "timing and not slow and not live" tests/integration
+	$(BIN)/python -m pytest -m "not slow and not live" tests/fuzz
 
 test-slow: .venv/.ready  ## the slow tests: the demo, the real model's build, reports in Chromium
 	$(BIN)/python -m pytest -m "slow and not live"

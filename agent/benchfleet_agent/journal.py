@@ -30,6 +30,7 @@ from benchfleet_agent.journal_file import (
     held_job,
     journal_path,
     lock,
+    outer_fault,
     read_repairs,
 )
 from benchfleet_agent.journal_repair import repaired
@@ -253,10 +254,11 @@ class Journal:
 
 
 def _translated(error: sqlite3.DatabaseError, directory: Path) -> Exception:
-    text = str(error)
+    text, path = str(error), journal_path(directory)
     if "full" in text or "disk I/O" in text:
         return JournalFull(f"the disk of {directory} is full ({text}); free some space and run again")
+    if outer_fault(error):
+        return OSError(f"{path}: {text}")
     if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        path = journal_path(directory)
         return JournalDamaged(f"{path} is not a readable journal ({text}); move it away and start the agent again")
     return error

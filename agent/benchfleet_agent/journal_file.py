@@ -138,6 +138,17 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+_OUTER = {
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
+}  # fmt: skip
+
+
+def outer_fault(error: sqlite3.Error) -> bool:
+    """Whether the disk, permissions or another process are at fault, and not what the file holds."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _OUTER  # above are finer distinctions
+
+
 def lock(directory: Path) -> sqlite3.Connection:
     """Take a data directory until the connection is closed or the process dies. Raises `JournalInUse`.
 

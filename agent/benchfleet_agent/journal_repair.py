@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ from benchfleet_agent.journal_file import (
     connect,
     held_job,
     journal_path,
+    outer_fault,
     read_repairs,
     write_repairs,
 )
@@ -50,7 +52,7 @@ def repaired(directory: Path, unix_ns: int) -> dict[str, int]:
     """Check the journal of a data directory, which nobody else may have open, and repair it where it is damaged.
 
     Returns the bytes of each job's events; what was lost is in the table ``repairs``. Reads everything that is held.
-    Raises `JournalDamaged` when nothing of the file can be read, `sqlite3.OperationalError` (full disk), `OSError`.
+    Raises `JournalDamaged` when nothing of the file can be read, `sqlite3.DatabaseError` (`outer_fault`), `OSError`.
     """
     path = journal_path(directory)
     finished = directory / "journal.repaired.sqlite"
@@ -63,7 +65,7 @@ def repaired(directory: Path, unix_ns: int) -> dict[str, int]:
         with contextlib.closing(_open_damaged(path)) as db:
             sizes = check(db)
     except (_Unsound, *DAMAGE) as error:
-        if isinstance(error, sqlite3.OperationalError):
+        if isinstance(error, sqlite3.DatabaseError) and outer_fault(error):
             raise
         return _rebuild(path, finished, f"{error}{'; the end of its log is cut off' if cut else ''}", unix_ns)
     if cut is not None:
@@ -140,25 +142,25 @@ def _of_cut_log(db: sqlite3.Connection, cut: CutLog, unix_ns: int) -> list[Repai
 
 
 def _rebuild(path: Path, finished: Path, why: str, unix_ns: int) -> dict[str, int]:
-    aside = path.with_name(f"damaged-{datetime.datetime.fromtimestamp(unix_ns / 1e9, datetime.UTC):%Y%m%dT%H%M%SZ}")
+    aside = _aside(path, unix_ns)
     building = path.with_name("journal.building.sqlite")
     for leftover in (*_files(building), *_files(finished)):
         leftover.unlink(missing_ok=True)
     try:
-        with contextlib.closing(_open_damaged(path)) as old, contextlib.closing(connect(building)) as new:
+        with contextlib.closing(_open_damaged(path, lenient=True)) as old, contextlib.closing(connect(building)) as new:
             new.execute("BEGIN IMMEDIATE")
             repairs = _salvage(old, new, f"the journal was damaged ({why}); the damaged file is in {aside}", unix_ns)
             write_repairs(new, repairs)
             new.execute("COMMIT")
             sizes = check(new)
     except (_Unsound, *DAMAGE) as error:
-        if isinstance(error, sqlite3.OperationalError):
+        if isinstance(error, sqlite3.DatabaseError) and outer_fault(error):
             raise
         raise JournalDamaged(
             f"{path} is not a readable journal ({why}); move it away and start the agent again"
         ) from None
     building.rename(finished)
-    aside.mkdir(exist_ok=True)
+    aside.mkdir()
     for part in _files(path):
         if part.exists():
             part.rename(aside / part.name)
@@ -166,14 +168,22 @@ def _rebuild(path: Path, finished: Path, why: str, unix_ns: int) -> dict[str, in
     return sizes
 
 
+def _aside(path: Path, unix_ns: int) -> Path:
+    name = f"damaged-{datetime.datetime.fromtimestamp(unix_ns / 1e9, datetime.UTC):%Y%m%dT%H%M%SZ}"
+    places = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(place for place in map(path.with_name, places) if not place.exists())
+
+
 def _files(path: Path) -> tuple[Path, ...]:
     # The log before its file: a file without its log is an older journal, a log without its file is nothing.
     return (path.with_name(f"{path.name}-shm"), path.with_name(f"{path.name}-wal"), path)
 
 
-def _open_damaged(path: Path) -> sqlite3.Connection:
+def _open_damaged(path: Path, *, lenient: bool = False) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, timeout=0)
     db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    if lenient:
+        db.execute("PRAGMA writable_schema=ON")  # SQLite then reads what is there of a file that is cut off
     return db
 
 
@@ -247,34 +257,55 @@ def _walk(db: sqlite3.Connection, question: str) -> Iterator[str]:
 
 def _copy(job: _Job, old: sqlite3.Connection, new: sqlite3.Connection) -> str | None:
     """Copy one job; returns the sequences that are lost, None when it is whole."""
-    intact = [sequence for sequence in range(1, job.last + 1) if _event(old, job.job_id, sequence)]
-    first = _event(old, job.job_id, 1) or _first_again(job)
-    if first is None or not intact:
+    first, last = _event(old, job.job_id, 1) or _first_again(job), None
+    if first is None:
         return "everything"
-    end = min(job.last, intact[-1] + MOST_LOST_AT_END)
-    last_event = _event(old, job.job_id, intact[-1])
-    assert last_event is not None
-    state = job_pb2.JOB_STATE_RUNNING
-    if last_event.HasField("job_finished"):
-        end, state = intact[-1], last_event.job_finished.state
-    elif job.row is not None and job.row.ended:
-        end -= 1  # its end is lost, too: it is written again, saying so
-    lost = sorted(set(range(1, end + 1)) - set(intact)) + ([end + 1] if job.row and end + 1 == job.last else [])
+    lost: list[int] = []
     before = first
-    for sequence in range(1, end + 1):
-        event = _event(old, job.job_id, sequence) or (first if sequence == 1 else _stand_in(sequence, before))
-        if event.HasField("job_finished") and lost and state == job_pb2.JOB_STATE_FINISHED:
-            state = job_pb2.JOB_STATE_FAILED
-            failure = Failure(Reason.EVENTS_RELEASED, loss_message(_ranges(lost)))
-            event.job_finished.CopyFrom(event_pb2.JobFinished(state=state, failure=failure.to_proto()))
-        body = event.SerializeToString()
-        new.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (job.job_id, sequence, zlib.crc32(body), body))
-        before = event
+    for sequence in range(1, job.last + 1):
+        event = _event(old, job.job_id, sequence)
+        if event is None:
+            lost.append(sequence)
+            continue
+        for missing in _before(sequence, lost):
+            _insert(new, job.job_id, first if missing == 1 else _stand_in(missing, before))
+        _insert(new, job.job_id, event)
+        before = last = event
+    if last is None:
+        return "everything"
+    state, end = job_pb2.JOB_STATE_RUNNING, last.sequence
+    if last.HasField("job_finished"):
+        state, lost = last.job_finished.state, [sequence for sequence in lost if sequence < end]
+    else:
+        # Where the end is lost, too, it is written again, saying so.
+        stop = min(job.last - (job.row is not None and job.row.ended), end + MOST_LOST_AT_END)
+        for missing in range(end + 1, stop + 1):
+            _insert(new, job.job_id, _stand_in(missing, last))
+        end = max(end, stop)
+        lost = [sequence for sequence in lost if sequence <= end + 1]
+    if lost and state == job_pb2.JOB_STATE_FINISHED:
+        state = job_pb2.JOB_STATE_FAILED
+        failure = Failure(Reason.EVENTS_RELEASED, loss_message(_ranges(lost)))
+        last.job_finished.CopyFrom(event_pb2.JobFinished(state=state, failure=failure.to_proto()))
+        _insert(new, job.job_id, last)
     spec = first.job_started.spec
     accepted = job.row.accepted_unix_ns if job.row else first.event_time.ToNanoseconds()
     row = (job.job_id, spec.run_id, spec.held_by, spec.SerializeToString(deterministic=True), int(state), end, accepted)
     new.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     return _ranges(lost) if lost else None
+
+
+def _before(sequence: int, lost: list[int]) -> list[int]:
+    """The lost sequences right before an intact one."""
+    count = 0
+    while count < len(lost) and lost[-1 - count] == sequence - 1 - count:
+        count += 1
+    return lost[len(lost) - count :]
+
+
+def _insert(db: sqlite3.Connection, job_id: str, event: event_pb2.Event) -> None:
+    body = event.SerializeToString()
+    db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)", (job_id, event.sequence, zlib.crc32(body), body))
 
 
 def loss_message(lost: str) -> str:

@@ -25,7 +25,7 @@ class Ingested:
     rows_per_commit: int
     rows_per_s: float
     raw_rows_per_s: float
-    """Insert of the same columns from arrays, on a connection that stays open."""
+    """DuckDB's insert of the same rows into the same table from arrays, on a connection that stays open."""
 
     @property
     def ratio(self) -> float:
@@ -46,8 +46,9 @@ def ingest(directory: Path, jobs: int, seconds: int, commits: int = 20) -> Inges
     store, names = _store(directory / f"ingest-{jobs}-{seconds}.duckdb", jobs)
     rows = jobs * seconds * READINGS
     ours, raw = [], []
-    with duckdb.connect(str(directory / f"raw-{jobs}-{seconds}.duckdb")) as connection:
-        _raw_table(connection)
+    raw_path = directory / f"raw-{jobs}-{seconds}.duckdb"
+    _store(raw_path, jobs)
+    with duckdb.connect(str(raw_path)) as connection:
         for number in range(commits):
             wire = _wire(names, number * seconds, seconds)
             begun = time.perf_counter()
@@ -114,14 +115,6 @@ def _numbered(events: list[event_pb2.Event], before: int) -> list[event_pb2.Even
         event.sequence = number
         event.event_ns = number
     return events
-
-
-def _raw_table(connection: duckdb.DuckDBPyConnection) -> None:
-    numbers = ", ".join(f"{name} BIGINT" for name in METRICS)
-    connection.execute(
-        "CREATE TABLE samples (run_id VARCHAR, job_id VARCHAR, case_id VARCHAR, phase VARCHAR, probe_id VARCHAR, "
-        f"sample_ns BIGINT, cost_us INTEGER, {numbers})"
-    )
 
 
 def _columns(names: list[str], first: int, seconds: int) -> dict[str, Any]:

@@ -77,11 +77,11 @@ def test_a_server_that_does_not_answer_keeps_nobody_from_following_a_job(idle: T
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(32) as callers:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         asked = pb.ResolveModelRequest(runtime="endpoint", endpoint_url=url, model="m")
-        waiting = [callers.submit(idle.call, "ResolveModel", asked.SerializeToString(), 3) for _ in range(32)]
-        assert wait(waiting, 1).done == set()
+        waiting = [callers.submit(idle.call, "ResolveModel", asked.SerializeToString(), 2) for _ in range(32)]
+        assert wait(waiting, 0.3).done == set()
         assert idle.stub.GetHost(pb.GetHostRequest(), timeout=5).host.hostname
         follow = pb.StreamJobEventsRequest(job_id=job_id)
-        assert sum(len(one.events) for one in idle.stub.StreamJobEvents(follow, timeout=2)) == count
+        assert sum(len(one.events) for one in idle.stub.StreamJobEvents(follow, timeout=1)) == count
         idle.stub.CancelJob(pb.CancelJobRequest(job_id=job_id), timeout=2)
     assert {one.result() for one in waiting} <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND}
 

@@ -56,7 +56,7 @@ def sample_columns(
             if column.absent or carried < length:
                 missing = [index for index in column.absent if index < length]
                 absent[[starts[place] + index for index in (*missing, *range(carried, length))]] = True
-        columns[name] = np.ma.masked_array(values, absent)
+        columns[name] = np.ma.masked_array(values, absent) if absent.any() else values
     return columns
 
 

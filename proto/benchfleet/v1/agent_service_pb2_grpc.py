@@ -132,6 +132,7 @@ class AgentServiceServicer:
     def ResolveModel(self, request, context):
         """Pins a model as a case would, without running anything.
         NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
+        INVALID_ARGUMENT: a name or address makes no sense. FAILED_PRECONDITION: this host does not allow the address or path.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,7 +170,8 @@ class AgentServiceServicer:
     def StartJob(self, request, context):
         """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
         INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
-        ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk is full.
+        ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk or the journal is full.
+        FAILED_PRECONDITION: this host does not allow an address in the spec (reason endpoint_not_allowed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,7 +196,7 @@ class AgentServiceServicer:
         new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
         any other end means: ask again from the last sequence you hold.
         NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-        (metadata: first_available_sequence).
+        (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

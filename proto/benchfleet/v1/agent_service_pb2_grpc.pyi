@@ -47,6 +47,7 @@ class AgentServiceStub:
     ResolveModel: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ResolveModelRequest, _agent_service_pb2.ResolveModelResponse]
     """Pins a model as a case would, without running anything.
     NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
+    INVALID_ARGUMENT: a name or address makes no sense. FAILED_PRECONDITION: this host does not allow the address or path.
     """
     PullModel: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.PullModelRequest, _agent_service_pb2.PullModelResponse]
     """Downloads or builds a model so that a case need not; the stream reports progress and ends with OK when it is there.
@@ -61,7 +62,8 @@ class AgentServiceStub:
     StartJob: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.StartJobRequest, _agent_service_pb2.StartJobResponse]
     """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
     INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
-    ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk is full.
+    ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk or the journal is full.
+    FAILED_PRECONDITION: this host does not allow an address in the spec (reason endpoint_not_allowed).
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetJobRequest, _agent_service_pb2.GetJobResponse]
     """One job's state. NOT_FOUND: unknown, or released."""
@@ -72,7 +74,7 @@ class AgentServiceStub:
     new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
     any other end means: ask again from the last sequence you hold.
     NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-    (metadata: first_available_sequence).
+    (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CancelJobRequest, _agent_service_pb2.CancelJobResponse]
     """Asks a job to stop; it ends with JobFinished in state CANCELLED. Cancelling an ended job changes nothing."""
@@ -100,6 +102,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     ResolveModel: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResolveModelRequest, _agent_service_pb2.ResolveModelResponse]  # type: ignore[assignment]
     """Pins a model as a case would, without running anything.
     NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
+    INVALID_ARGUMENT: a name or address makes no sense. FAILED_PRECONDITION: this host does not allow the address or path.
     """
     PullModel: _aio.UnaryStreamMultiCallable[_agent_service_pb2.PullModelRequest, _agent_service_pb2.PullModelResponse]  # type: ignore[assignment]
     """Downloads or builds a model so that a case need not; the stream reports progress and ends with OK when it is there.
@@ -114,7 +117,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     StartJob: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.StartJobRequest, _agent_service_pb2.StartJobResponse]  # type: ignore[assignment]
     """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
     INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
-    ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk is full.
+    ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk or the journal is full.
+    FAILED_PRECONDITION: this host does not allow an address in the spec (reason endpoint_not_allowed).
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetJobRequest, _agent_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """One job's state. NOT_FOUND: unknown, or released."""
@@ -125,7 +129,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
     any other end means: ask again from the last sequence you hold.
     NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-    (metadata: first_available_sequence).
+    (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CancelJobRequest, _agent_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks a job to stop; it ends with JobFinished in state CANCELLED. Cancelling an ended job changes nothing."""
@@ -168,6 +172,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_service_pb2.ResolveModelResponse, _abc.Awaitable[_agent_service_pb2.ResolveModelResponse]]:
         """Pins a model as a case would, without running anything.
         NOT_FOUND: the runtime or the model is unknown here (the message names near ones).
+        INVALID_ARGUMENT: a name or address makes no sense. FAILED_PRECONDITION: this host does not allow the address or path.
         """
 
     @_abc_1.abstractmethod
@@ -212,7 +217,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_service_pb2.StartJobResponse, _abc.Awaitable[_agent_service_pb2.StartJobResponse]]:
         """Accepts a job and starts it. Idempotent: the same job_id with the same spec returns the same job.
         INVALID_ARGUMENT: the spec makes no sense. ALREADY_EXISTS: same job_id, other spec.
-        ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk is full.
+        ABORTED: another job runs (metadata: held_by, job_id). RESOURCE_EXHAUSTED: the disk or the journal is full.
+        FAILED_PRECONDITION: this host does not allow an address in the spec (reason endpoint_not_allowed).
         """
 
     @_abc_1.abstractmethod
@@ -241,7 +247,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
         any other end means: ask again from the last sequence you hold.
         NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-        (metadata: first_available_sequence).
+        (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
         """
 
     @_abc_1.abstractmethod
