@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import event_pb2, host_pb2
@@ -158,3 +160,26 @@ def examine_limits(limits: host_pb2.MachineLimits) -> Finding:
         + (f" ({limits.method})" if limits.method else "")
     )  # fmt: skip
     return Finding("ok", "limits", message)
+
+
+def checklist_text(findings: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    """Findings for people, host by host; wrapped to ``width`` columns, None: a line each."""
+    severity = max((len(str(one["severity"])) for one in findings), default=0)
+    check = max((len(str(one["check"])) for one in findings), default=0)
+    indent = " " * (2 + severity + 2 + check + 2)
+    lines, host = [], None
+    for one in findings:
+        if one["host"] != host:
+            host = one["host"]
+            lines.append(str(host))
+        head = f"  {one['severity']:{severity}}  {one['check']:{check}}  "
+        parts = [(head, str(one["message"]))]
+        if one.get("advice"):
+            parts.append((indent, f"→ {one['advice']}"))
+        if width is None:
+            lines.append(head + "  ".join(text for _, text in parts))
+            continue
+        for first, text in parts:
+            wrapped = textwrap.wrap(text, max(width - len(indent), 30), break_on_hyphens=False) or [""]
+            lines += [first + wrapped[0], *(indent + more for more in wrapped[1:])]
+    return "".join(f"{line}\n" for line in lines)

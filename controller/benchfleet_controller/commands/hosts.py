@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import shutil
 import sys
 from typing import Any
 
@@ -13,7 +14,14 @@ from benchfleet import __version__
 from benchfleet.tls import CredentialFiles, TlsError, certificate_end, expiry_warning, read_limited
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet_controller import fleet
-from benchfleet_controller.checklist import Finding, examine_limits, examine_model, examine_probes, examine_runtimes
+from benchfleet_controller.checklist import (
+    Finding,
+    checklist_text,
+    examine_limits,
+    examine_model,
+    examine_probes,
+    examine_runtimes,
+)
 from benchfleet_controller.commands import EXIT_HOST, known_names, say, store_of, targets
 from benchfleet_controller.credentials import chosen
 from benchfleet_controller.fleet import Agent, HostProblem
@@ -64,6 +72,9 @@ def doctor(options: argparse.Namespace) -> int:
     ]
     if options.format == "json":
         sys.stdout.write(to_json(findings))
+    elif options.format == "table":
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        sys.stdout.write(checklist_text(findings, width))
     else:
         columns = ["host", "severity", "check", "message", "advice"]
         sys.stdout.write(render_table(findings, columns, options.format))

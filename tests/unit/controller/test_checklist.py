@@ -9,6 +9,7 @@ from benchfleet.v1 import event_pb2, host_pb2
 from benchfleet_controller.checklist import (
     Finding,
     ProbeResult,
+    checklist_text,
     examine_limits,
     examine_model,
     examine_probes,
@@ -144,3 +145,21 @@ def test_limits_are_told_in_the_fields_units() -> None:
     assert examine_limits(limits).message == "memory 42 GB/s, 150 Gflop/s, 8 threads"
     failed = examine_limits(host_pb2.MachineLimits(failure="numpy is missing"))
     assert (failed.severity, failed.message) == ("warning", "not measured: numpy is missing")
+
+
+FINDINGS = [
+    {"host": "a", "severity": "ok", "check": "connection", "message": "answers", "advice": None},
+    {"host": "a", "severity": "warning", "check": "state", "message": "busy " * 20, "advice": "wait for it"},
+    {"host": "b", "severity": "error", "check": "connection", "message": "refused", "advice": None},
+]
+
+
+def test_the_checklist_fits_a_terminal_and_is_a_line_each_when_piped() -> None:
+    narrow = checklist_text(FINDINGS, 60).splitlines()
+    assert max(map(len, narrow)) <= 60
+    assert narrow[:2] == ["a", "  ok       connection  answers"]
+    assert narrow[-2:] == ["b", "  error    connection  refused"]
+    assert narrow[-3].strip() == "→ wait for it"
+    piped = checklist_text(FINDINGS, None).splitlines()
+    assert len(piped) == 5
+    assert piped[2].endswith("  → wait for it")
