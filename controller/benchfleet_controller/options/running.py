@@ -42,7 +42,9 @@ def run(run: argparse.ArgumentParser) -> None:
         metavar="D",
         help="cpu, gpu, npu (repeat for more) or all that a host has",
     )
-    run.add_argument("--runtime", action="append", default=[], metavar="R", help="foundry (default), endpoint, or an adapter's name")
+    run.add_argument(
+        "--runtime", action="append", default=[], metavar="R", help="foundry (default), endpoint, or an adapter's name"
+    )
     run.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
     run.add_argument("--rounds", type=int, metavar="N", help="rounds to count (default 3)")
     run.add_argument("--warmup", type=int, metavar="N", help="rounds before them that never count (default 1)")

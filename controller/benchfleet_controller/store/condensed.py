@@ -7,8 +7,9 @@ no data of their own and are made anew when a query changes. Of jobs that have n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 
@@ -17,6 +18,8 @@ from benchfleet_controller.store.spans import SPANS_OF_JOBS
 
 JOBS = "{jobs}"
 """In a query: where the condition on ``job_id`` goes."""
+_MOST_AT_ONCE = 1_000_000
+"""Readings that one statement condenses, holding them in memory (some 400 bytes each); of more, a case at a time."""
 
 # Requests of a case; the first ok one after the load pays for what later ones find ready and is told apart.
 # Gaps are unnested side by side, which stays vectorised; a lambda over 128 million gaps does not.
@@ -129,20 +132,36 @@ class Condensed:
 
     def keep(self, connection: duckdb.DuckDBPyConnection, job_ids: Sequence[str]) -> None:
         """Add jobs that have ended and are not there yet."""
-        condition = f"{self._open} AND job_id = ANY($jobs)"
-        sql = f"INSERT INTO {self.table} BY NAME {self._of(condition)}"
-        connection.execute(sql, {"jobs": list(job_ids)})
+        new = self._missing(connection, job_ids)
+        if not new:
+            return
+        sql = "SELECT case_id, count(*) FROM samples WHERE job_id = ANY($jobs) GROUP BY case_id"
+        readings = dict(connection.execute(sql, {"jobs": new}).fetchall())
+        if sum(readings.values()) <= _MOST_AT_ONCE:
+            self._insert(connection, self.table, "job_id = ANY($jobs)", {"jobs": new})
+            return
+        sql = "SELECT case_id FROM cases WHERE job_id = ANY($jobs)"
+        for (case_id,) in connection.execute(sql, {"jobs": new}).fetchall():
+            self._insert(
+                connection, self.table, "job_id = ANY($jobs) AND case_id = $case", {"jobs": new, "case": case_id}
+            )
 
     def tell(self, connection: duckdb.DuckDBPyConnection, job_ids: Sequence[str], *, itl: bool) -> None:
         """Make the temporary table of these jobs that `told` reads."""
-        wanted = {"jobs": list(job_ids)}
         sql = f"CREATE OR REPLACE TEMP TABLE told_{self.table} AS FROM {self.table} WHERE job_id = ANY($jobs)"
-        connection.execute(sql, wanted)
+        connection.execute(sql, {"jobs": list(job_ids)})
+        if missing := self._missing(connection, job_ids):
+            self._insert(connection, f"told_{self.table}", "job_id = ANY($jobs)", {"jobs": missing}, itl=itl)
+
+    def _missing(self, connection: duckdb.DuckDBPyConnection, job_ids: Sequence[str]) -> list[str]:
         sql = f"SELECT job_id FROM jobs WHERE {self._open} AND job_id = ANY($jobs)"  # noqa: S608 - our own text
-        wanted["jobs"] = [row[0] for row in connection.execute(sql, wanted).fetchall()]
-        if wanted["jobs"]:
-            sql = f"INSERT INTO told_{self.table} BY NAME {self._of('job_id = ANY($jobs)', itl=itl)}"
-            connection.execute(sql, wanted)
+        return [row[0] for row in connection.execute(sql, {"jobs": list(job_ids)}).fetchall()]
+
+    def _insert(
+        self, connection: duckdb.DuckDBPyConnection, table: str, condition: str, values: Mapping[str, Any],
+        *, itl: bool = True,
+    ) -> None:  # fmt: skip
+        connection.execute(f"INSERT INTO {table} BY NAME {self._of(condition, itl=itl)}", dict(values))
 
 
 SPANS = Condensed(
