@@ -97,8 +97,8 @@ def _chosen(jobs: Sequence[HeldJob], wanted: str | None) -> list[HeldJob]:
         return [job for job in jobs if job.ended]
     found = [job for job in jobs if job.job_id == wanted] or [job for job in jobs if job.job_id.startswith(wanted)]
     if len(found) != 1:
-        how_many = "several jobs" if found else "no job"
-        raise _Refused(f"{how_many} here answer to {wanted!r}; `benchfleet-agent jobs` lists them")
+        how_many = "several jobs here answer" if found else "no job here answers"
+        raise _Refused(f"{how_many} to {wanted!r}; `benchfleet-agent jobs` lists them")
     if not found[0].ended:
         raise _Refused(
             f"job {found[0].job_id} has not ended; end it with `benchfleet cancel {found[0].run_id}`. "
@@ -147,7 +147,7 @@ def _release_there(config: AgentConfig, serving: Serving, chosen: Sequence[HeldJ
     from benchfleet.v1 import agent_service_pb2 as pb
     from benchfleet.v1 import agent_service_pb2_grpc
 
-    with grpc.insecure_channel(_reachable(serving.address), options=CHANNEL_OPTIONS) as channel:
+    with grpc.insecure_channel(reachable(serving.address), options=CHANNEL_OPTIONS) as channel:
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
         try:
             for job in chosen:
@@ -160,7 +160,7 @@ def _release_there(config: AgentConfig, serving: Serving, chosen: Sequence[HeldJ
             ) from None
 
 
-def _reachable(address: str) -> str:
+def reachable(address: str) -> str:
     """Where this machine reaches an agent that listens on an address."""
     host, port = split_address(address)
     if is_loopback(host):

@@ -35,6 +35,9 @@ CREATE TABLE IF NOT EXISTS serving (
 
 SELECT_JOBS = "SELECT job_id, run_id, held_by, spec, state, last_sequence, accepted_unix_ns FROM jobs"
 
+SELECT_REPAIRS = "SELECT unix_ns, job_id, lost, message FROM repairs ORDER BY unix_ns DESC, job_id"
+SELECT_SERVING = "SELECT pid, address FROM serving"
+
 
 class JournalFull(Exception):
     """The disk is full, or the journal's bound is reached (``reason`` says which); what was written before is safe."""
@@ -192,7 +195,7 @@ def read_contents(directory: Path) -> Contents:
         sizes = dict(db.execute("SELECT job_id, sum(length(body)) FROM events GROUP BY job_id"))
         rows = db.execute(f"{SELECT_JOBS} ORDER BY accepted_unix_ns, job_id").fetchall()
         repairs = read_repairs(db) if "repairs" in tables else ()
-        found = db.execute("SELECT pid, address FROM serving").fetchall() if "serving" in tables else []
+        found = db.execute(SELECT_SERVING).fetchall() if "serving" in tables else []
     serving = [Serving(*row) for row in found if is_locked(directory)]
     return Contents(tuple(held_job(row, sizes) for row in rows), repairs, *serving)
 
@@ -215,8 +218,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 def read_repairs(db: sqlite3.Connection) -> tuple[Repair, ...]:
     """Repairs on record, newest first."""
-    rows = db.execute("SELECT unix_ns, job_id, lost, message FROM repairs ORDER BY unix_ns DESC, job_id")
-    return tuple(Repair(*row) for row in rows)
+    return tuple(Repair(*row) for row in db.execute(SELECT_REPAIRS))
 
 
 def write_repairs(db: sqlite3.Connection, repairs: Sequence[Repair]) -> None:

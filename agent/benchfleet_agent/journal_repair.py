@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import os
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,7 +22,10 @@ from google.protobuf.message import DecodeError
 from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_agent.journal_file import (
+    SCHEMA,
     SELECT_JOBS,
+    SELECT_REPAIRS,
+    SELECT_SERVING,
     HeldJob,
     JournalDamaged,
     Repair,
@@ -31,7 +36,7 @@ from benchfleet_agent.journal_file import (
     read_repairs,
     write_repairs,
 )
-from benchfleet_agent.journal_log import CutLog, examine_log
+from benchfleet_agent.journal_log import DamagedLog, examine_log
 
 LOST_EVENT = "lost: this event was damaged on the host's disk"
 MOST_EVENTS = 1 << 24
@@ -60,17 +65,17 @@ def repaired(directory: Path, unix_ns: int) -> dict[str, int]:
         finished.rename(path)
     if not path.exists():
         return {}
-    cut = _examine_log(path)
+    log = _mend_log(path, unix_ns)
     try:
         with contextlib.closing(_open_damaged(path)) as db:
             sizes = check(db)
     except (_Unsound, *DAMAGE) as error:
         if isinstance(error, sqlite3.DatabaseError) and outer_fault(error):
             raise
-        return _rebuild(path, finished, f"{error}{'; the end of its log is cut off' if cut else ''}", unix_ns)
-    if cut is not None:
+        return _rebuild(path, finished, f"{error}{'; its log was damaged, too' if log else ''}", unix_ns)
+    if log is not None:
         with contextlib.closing(connect(path)) as db:
-            write_repairs(db, _of_cut_log(db, cut, unix_ns))
+            write_repairs(db, _of_damaged_log(db, log, unix_ns))
     return sizes
 
 
@@ -80,11 +85,16 @@ def check(db: sqlite3.Connection) -> dict[str, int]:
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone():
         return {}  # an agent was killed when it had just made the file
     _ask(db, "PRAGMA integrity_check(jobs)")  # with its index
+    db.executescript(SCHEMA)  # of an older agent's file tables are missing, which is no damage
+    for question in (SELECT_REPAIRS, SELECT_SERVING):
+        db.execute(question).fetchall()
     jobs = {job.job_id: job for job in map(_row, db.execute(SELECT_JOBS))}
     sizes = dict.fromkeys(jobs, 0)
     last = dict.fromkeys(jobs, 0)
     ended = dict.fromkeys(jobs, False)
-    for job_id, sequence, checksum, body in db.execute("SELECT * FROM events ORDER BY job_id, sequence"):
+    for job_id, sequence, checksum, body in db.execute(
+        "SELECT job_id, sequence, crc32, body FROM events ORDER BY job_id, sequence"
+    ):
         if job_id not in jobs or sequence != last[job_id] + 1 or not _intact(checksum, body):
             raise _Unsound(f"event {sequence} of job {job_id} is not what was written")
         if sequence == 1 and not _agrees(jobs[job_id], body):
@@ -124,18 +134,37 @@ def _agrees(job: HeldJob, first: bytes) -> bool:
     except DecodeError:
         return False
     # As messages: other versions of the library may write the same message in other bytes.
-    return bool(event_pb2.Event.FromString(first).job_started.spec == spec and job.run_id == spec.run_id)
+    same = event_pb2.Event.FromString(first).job_started.spec == spec
+    return bool(same and (job.run_id, job.held_by) == (spec.run_id, spec.held_by))
 
 
-def _examine_log(path: Path) -> CutLog | None:
+def _mend_log(path: Path, unix_ns: int) -> DamagedLog | None:
+    """Replace a damaged write-ahead log by its good frames, keeping the damaged one aside.
+
+    What is missing then shows when the journal is checked.
+    """
     log = path.with_name(f"{path.name}-wal")
-    return examine_log(log.read_bytes()) if log.exists() else None
+    found = examine_log(log.read_bytes()) if log.exists() else None
+    if found is not None and found.mended is not None:
+        aside = _aside(path, unix_ns)
+        aside.mkdir()
+        shutil.copy2(log, aside)
+        mended = path.with_name("journal.mended-wal")
+        with mended.open("wb") as file:
+            file.write(found.mended)
+            file.flush()
+            os.fsync(file.fileno())
+        mended.replace(log)
+        path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
+    return found
 
 
-def _of_cut_log(db: sqlite3.Connection, cut: CutLog, unix_ns: int) -> list[Repair]:
-    """What a cut log means for the jobs that were being written."""
-    how_many = "an unknown number of" if cut.lost_frames is None else f"up to {cut.lost_frames}"
-    message = f"the end of the journal's log was damaged or cut off; {how_many} writes of the last moments may be lost"
+def _of_damaged_log(db: sqlite3.Connection, log: DamagedLog, unix_ns: int) -> list[Repair]:
+    """What a damaged log means for a journal that is sound, and for the jobs that were being written."""
+    what = f"the journal's log was damaged ({log.bad_frames} of {log.frames} writes)"
+    if not log.cut:
+        return [Repair(unix_ns, "", "", f"{what}; no event of a job was lost")]
+    message = f"{what} or cut off at its end; the last events before the agent died may be lost"
     running = db.execute("SELECT job_id, last_sequence FROM jobs WHERE state = ?", (int(job_pb2.JOB_STATE_RUNNING),))
     found = [Repair(unix_ns, job_id, f"after {last}", message) for job_id, last in running]
     return found or [Repair(unix_ns, "", "", message)]

@@ -13,7 +13,7 @@ import pytest
 from benchfleet.failures import Reason
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_agent.journal import Journal, JournalDamaged
-from benchfleet_agent.journal_log import CutLog, examine_log
+from benchfleet_agent.journal_log import examine_log
 from benchfleet_agent.journal_repair import LOST_EVENT
 from benchfleet_agent.journal_upkeep import close_damaged
 from benchfleet_agent.recorder import job_started
@@ -249,9 +249,13 @@ def test_the_log_of_a_killed_agent_is_whole(tmp_path: Path) -> None:
     journal.close()
 
 
-def _flip(place: Callable[[int], int]) -> Callable[[bytearray], None]:
+FRAME = 24 + 4096
+
+
+def _flip(*places: int) -> Callable[[bytearray], None]:
     def damage(log: bytearray) -> None:
-        log[place(len(log))] ^= 1
+        for place in places:
+            log[place] ^= 1
 
     return damage
 
@@ -260,17 +264,9 @@ def _cut(log: bytearray) -> None:
     del log[-5_000:]
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (_flip(lambda size: size // 2), "up to"),
-        (_flip(lambda size: size - 10), "up to 1 writes"),
-        (_flip(lambda size: 5), "an unknown number of writes"),
-        (_cut, "an unknown number of writes"),
-    ],
-)
-def test_a_cut_log_ends_the_job_that_was_being_written_and_says_so(
-    tmp_path: Path, damage: Callable[[bytearray], None], said: str
+@pytest.mark.parametrize("damage", [_flip(-10), _flip(-10, -5_000, -9_000), _cut])
+def test_a_log_whose_end_is_lost_ends_the_job_that_was_being_written_and_says_so(
+    tmp_path: Path, damage: Callable[[bytearray], None]
 ) -> None:
     killed = _killed(tmp_path)
     path = killed / "journal.sqlite-wal"
@@ -279,29 +275,62 @@ def test_a_cut_log_ends_the_job_that_was_being_written_and_says_so(
     path.write_bytes(log)
 
     journal = Journal(killed)
-    (repair,) = journal.contents().repairs
+    repairs = journal.contents().repairs
     closed = close_damaged(journal)
 
-    assert said in repair.message
-    assert "may be lost" in repair.message
+    assert "may be lost" in repairs[0].message
     for job in journal.jobs():
-        assert closed == [job.job_id] == [repair.job_id]
-        assert repair.lost == f"after {job.last_sequence - 1}"
+        assert closed == [job.job_id] == [repair.job_id for repair in repairs]
+        assert job.last_sequence < 31
+        assert repairs[0].lost == f"after {job.last_sequence - 1}"
         assert job.state == job_pb2.JOB_STATE_FAILED
         assert "lost (after" in journal.read(job.job_id, 0, EVERYTHING)[-1].job_finished.failure.message
+    journal.close()
+
+
+@pytest.mark.parametrize("place", [5, 20, 28, 32 + 5 * FRAME + 4, 32 + 5 * FRAME + 10, 32 + 8 * FRAME + 20, 90_000])
+def test_what_follows_damage_within_the_log_is_kept(tmp_path: Path, place: int) -> None:
+    killed = _killed(tmp_path)
+    path = killed / "journal.sqlite-wal"
+    log = bytearray(path.read_bytes())
+    log[place] ^= 1
+    path.write_bytes(log)
+
+    journal = Journal(killed)
+    (repair,) = journal.contents().repairs
+
+    assert [job.last_sequence for job in journal.jobs()] == [30]
+    assert len(_texts(journal)) == 29
+    assert "no event of a job was lost" in repair.message
+    assert close_damaged(journal) == []
+    assert bytes(log) in [file.read_bytes() for file in killed.glob("damaged-*/journal.sqlite-wal")]
     journal.close()
 
 
 def test_frames_of_an_earlier_log_are_no_damage(tmp_path: Path) -> None:
     killed = _killed(tmp_path)
     log = bytearray((killed / "journal.sqlite-wal").read_bytes())
-    frame = 24 + 4096
-    last = len(log) - frame
-    log[last + 8] ^= 1  # another salt: what was there before the log began anew
+    log[len(log) - FRAME + 8] ^= 1  # another salt: what was there before the log began anew
 
     assert examine_log(bytes(log)) is None
     assert examine_log(bytes(log[:-100])) is None
-    assert examine_log(bytes(log[: 32 + frame + 24])) is None  # killed between a frame's header and its page
-    log[32 + 2 * frame + 100] ^= 1
-    assert examine_log(bytes(log)) == CutLog(2, (last - 32) // frame - 2)
+    assert examine_log(bytes(log[: 32 + FRAME + 24])) is None  # killed between a frame's header and its page
     assert examine_log(b"") is None
+
+
+def test_a_log_with_a_damaged_header_is_mended_without_losing_a_page(tmp_path: Path) -> None:
+    log = (_killed(tmp_path) / "journal.sqlite-wal").read_bytes()
+    damaged = bytearray(log)
+    damaged[5] ^= 1
+
+    found = examine_log(bytes(damaged))
+
+    assert found is not None
+    assert (found.bad_frames, found.cut) == (0, False)
+    assert found.mended is not None
+    assert _pages(found.mended) == _pages(log)
+    assert examine_log(found.mended) is None
+
+
+def _pages(log: bytes) -> list[bytes]:
+    return [log[start + 24 : start + FRAME] for start in range(32, len(log), FRAME)]
