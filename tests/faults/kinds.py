@@ -290,7 +290,7 @@ _disks = functools.cache(mounting_missing)
 FROZEN_GAP = (
     "while an agent stands still, its load process goes on; what finished meanwhile waits in a pipe that dies with it"
 )
-LOG_GAP = "SQLite takes a damaged write-ahead log for one that ends there, so nobody says that events are missing"
+LOG_GAP = "a write-ahead log that was cut exactly between two of its frames cannot be told from a shorter one"
 KINDS = (
     Kind("controller killed", controller_killed, weight=8),
     Kind("controller killed while it starts", controller_killed_while_it_starts),

@@ -135,7 +135,7 @@ class Scene:
             answers, world.requests(self.name), list(jobs.values()), self.kills_ns, self.concurrency, damage=self.damage
         )
         tally.faults = self.faults
-        for problem in [*world.inconsistent(self.name), *self.extra]:
+        for problem in [*world.inconsistent(self.name, destroyed=self.damage), *self.extra]:
             tally.wrong += 1
             tally.problems.append(problem)
         if self.damage and tally.destroyed and not self.damaged:
