@@ -126,6 +126,7 @@ def _inventory(config: AgentConfig, contents: Callable[[], Contents]) -> Callabl
     from benchfleet_agent.config import ConfigError
     from benchfleet_agent.host import HostIdentity, fingerprint
     from benchfleet_agent.journal_upkeep import find_problems
+    from benchfleet_agent.limits import Limits
     from benchfleet_agent.probe_selection import probes_to_list
     from benchfleet_agent.probes import describe
 
@@ -134,10 +135,13 @@ def _inventory(config: AgentConfig, contents: Callable[[], Contents]) -> Callabl
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
     probes = describe(probes_to_list(config.probes))
+    limits = Limits(config.data_dir, config.foundry.cpus)
 
     def inventory() -> host_pb2.Host:
         host = fingerprint(identity, config.data_dir, probes).to_proto()
         host.problems.extend(find_problems(contents(), config.journal, time.time_ns()))
+        if (measured := limits.current()) is not None:
+            host.limits.CopyFrom(measured)
         return host
 
     return inventory
@@ -167,6 +171,7 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
     from benchfleet.transport import join_address, split_address
     from benchfleet_agent.executor import Runtimes
     from benchfleet_agent.journal_upkeep import close_damaged, find_problems
+    from benchfleet_agent.limits import Limits
     from benchfleet_agent.service import AgentService, start_server
 
     stop = asyncio.Event()
@@ -178,7 +183,9 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
         credentials, access = _security(config)
     except TlsError as error:
         return _complain(str(error))
-    service = AgentService(journal, Runtimes(config), _inventory(config, journal.contents), config.data_dir / "logs")
+    limits = Limits(config.data_dir, config.foundry.cpus)
+    inventory = _inventory(config, journal.contents)
+    service = AgentService(journal, Runtimes(config), inventory, config.data_dir / "logs", limits.measure)
     for problem in find_problems(journal.contents(), config.journal, time.time_ns()):
         logging.warning("%s; %s", problem.message, problem.advice)
     for job_id in close_damaged(journal):

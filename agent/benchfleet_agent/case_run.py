@@ -17,6 +17,7 @@ from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet_agent import evidence, page_cache
 from benchfleet_agent.case_rounds import CaseRounds, Load
 from benchfleet_agent.conditions import Conditions, unmeasurable
+from benchfleet_agent.device_libraries import device_libraries
 from benchfleet_agent.direct_link import DirectLink
 from benchfleet_agent.forecasting import forecast_case, refuse_unfit, with_smaller
 from benchfleet_agent.host_state.readers import HostStates
@@ -134,8 +135,17 @@ class CaseRun:
         components = {**runtime.describe().components, **opened["versions"]}
         self._look_at(Targets(session.process_ids(), load.pid))
         self._phase("loaded")
+        libraries = device_libraries(session.process_ids())
         recorder.model_loaded(
-            order.case_id, start_ns, end_ns, loaded, components, opened["stamp_source"], cached_ratio, order.path
+            order.case_id,
+            start_ns,
+            end_ns,
+            loaded,
+            components,
+            opened["stamp_source"],
+            cached_ratio,
+            order.path,
+            libraries,
         )
         outcome = _with_provider(self._rounds(runtime, model, session, load, loaded), model, loaded)
         self._phase("unload")

@@ -99,6 +99,7 @@ class Recorder:
         stamp_source: str,
         page_cache_ratio: float | None,
         path: str = "http",
+        device_libraries: Sequence[str] = (),
     ) -> None:
         """The model is ready."""
         message = event_pb2.ModelLoaded(
@@ -112,6 +113,7 @@ class Recorder:
             stamp_source=stamp_source,
             page_cache_ratio=page_cache_ratio,
             path=path,
+            device_libraries=device_libraries,
         )
         self._append(event_pb2.Event(model_loaded=message))
 
