@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import duckdb
-
 from integration.conftest import AgentProcess, Benchfleet
 
 
@@ -26,9 +24,8 @@ def test_limits_are_measured_when_asked_kept_and_stored(
     assert json.loads((agent.data_dir / "limits.json").read_text()) == kept
 
     assert benchfleet("run", "--host", f"a={agent.address}", "--model", "tiny-random", "--rounds", "1").returncode == 0
-    with duckdb.connect(str(benchfleet.db), read_only=True) as connection:
-        ((limits, libraries),) = connection.execute(
-            "SELECT h.limits, c.device_libraries FROM hosts h, cases c WHERE h.limits IS NOT NULL"
-        ).fetchall()
+    ((limits, libraries),) = benchfleet.rows(
+        "SELECT h.limits, c.device_libraries FROM hosts h, cases c WHERE h.limits IS NOT NULL"
+    )
     assert json.loads(limits)["compute_flop_per_s"] == kept["compute_flop_per_s"]
     assert any("onnxruntime" in name for name in json.loads(libraries))
