@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchfleet_agent import limits as module
-from benchfleet_agent.limits import Limits, read_limits
+from benchfleet_agent.limits import FILE, Limits, read_limits
 from benchfleet_agent.limits_measurement import array_bytes, thread_counts
 
 GOOD = {"memory_bandwidth_bytes_per_s": 2e10, "compute_flop_per_s": 1e11, "thread_count": 2, "method": "made up"}
@@ -43,7 +43,7 @@ def test_another_machine_or_other_processors_are_measured_anew(tmp_path: Path, m
     code = f"print({json.dumps(json.dumps(GOOD))})"
     limits(tmp_path, code).measure()
     assert limits(tmp_path, code, cpus=(0,)).current() is None
-    monkeypatch.setattr(module.platform, "node", lambda: "another")
+    monkeypatch.setattr(platform, "node", lambda: "another")
     assert limits(tmp_path, code).current() is None
 
 
@@ -70,7 +70,7 @@ def test_a_measurement_that_does_not_end_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"machine": "x"}', '{"thread_count": []}'])
 def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / module.FILE).write_text(text)
+    (tmp_path / FILE).write_text(text)
     assert Limits(tmp_path).current() is None
 
 

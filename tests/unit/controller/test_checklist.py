@@ -147,7 +147,7 @@ def test_limits_are_told_in_the_fields_units() -> None:
     assert (failed.severity, failed.message) == ("warning", "not measured: numpy is missing")
 
 
-FINDINGS = [
+FINDINGS: list[dict[str, str | None]] = [
     {"host": "a", "severity": "ok", "check": "connection", "message": "answers", "advice": None},
     {"host": "a", "severity": "warning", "check": "state", "message": "busy " * 20, "advice": "wait for it"},
     {"host": "b", "severity": "error", "check": "connection", "message": "refused", "advice": None},
