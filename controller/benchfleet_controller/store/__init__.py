@@ -148,8 +148,8 @@ class Store:
             records.take_first_events(connection, fresh, run_of)
             ingest.apply(connection, run_of, fresh)
             ended = [one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)]
-            for job_id in ended:
-                scores.score_run(connection, run_of[job_id])
+            for run_id in {run_of[job_id] for job_id in ended}:
+                scores.score_run(connection, run_id)
             if ended:
                 condensed.keep(connection, ended)
             moved = {job: events[-1].sequence for job, events in fresh.items() if events}
