@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PROTOS := $(wildcard proto/benchfleet/v1/*.proto)
 
+# Tests start hundreds of programs: each would compile all it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-faults lint format types proto proto-check docs lock audit bench bench-timing \
   bench-overhead bench-dataplane bench-queries clean

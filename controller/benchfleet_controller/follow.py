@@ -22,7 +22,7 @@ from benchfleet_controller.store import Store, StoreBusy
 
 COMMIT_PERIOD_S = 1.0
 """From one commit to the next: events gather, for opening and closing the file is most of what a small commit costs,
-and the machine may be the one that measures. The last event of a job does not wait."""
+and the machine may be the one that measures. With the last event of a job only a pause is waited for."""
 COMMIT_PAUSE_S = 0.2
 """Between the end of a commit and the next one, so that readers in other terminals get their turn."""
 MOST_UNCOMMITTED = 10_000
@@ -65,7 +65,7 @@ class Writer:
         self._released: set[str] = set()
         self._committed: dict[str, int] = {}
         self._ended: set[str] = set()
-        self._resume = 0.0
+        self._resume = self._rested = 0.0
         self._cancelled = False
         """Nobody waits for a busy file any longer."""
 
@@ -83,7 +83,8 @@ class Writer:
                     begun = time.monotonic()
                     taken, self._waiting = self._waiting, []
                     await self._finish(self._commit_all(taken))
-                    self._resume = max(begun + self._period_s, time.monotonic() + self._pause_s)
+                    self._rested = time.monotonic() + self._pause_s
+                    self._resume = max(begun + self._period_s, self._rested)
         finally:
             if mine in self._waiting:  # cancelled before its turn: the next stream of this job brings it again
                 self._waiting.remove(mine)
@@ -122,9 +123,11 @@ class Writer:
                 await self._finish(self._mark_all(released))
 
     async def _gather(self) -> None:
-        """Wait for the time of the next commit, or for the last event of a job."""
-        while (left := self._resume - time.monotonic()) > 0:
-            if any(one.inbox[-1].HasField("job_finished") for one in self._waiting if one.inbox):
+        """Wait for the time of the next commit; with the last event of a job only for others to have had their turn."""
+        while True:
+            ending = any(one.inbox[-1].HasField("job_finished") for one in self._waiting if one.inbox)
+            left = (self._rested if ending else self._resume) - time.monotonic()
+            if left <= 0:
                 return
             await asyncio.sleep(min(left, COMMIT_PAUSE_S))
 

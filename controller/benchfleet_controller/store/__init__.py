@@ -131,8 +131,15 @@ class Store:
         self._write(lambda connection: records.adopt(connection, [job]))
 
     def commit_events(self, job_id: str, events: Sequence[event_pb2.Event]) -> int:
-        """Store a job's events; `commit_many` of one job. Returns its committed sequence."""
-        return self.commit_many({job_id: events})[job_id]
+        """Store the events of one job, condensed at once when it has ended."""
+
+        def change(connection: _Connection) -> int:
+            moved = ingest.commit(connection, {job_id: events})
+            if events and events[-1].HasField("job_finished"):
+                condensed.keep(connection, [job_id])
+            return moved[job_id]
+
+        return self._write(change)
 
     def commit_many(self, batches: ingest.Batches) -> dict[str, int]:
         """Store events of several jobs and move their committed sequences, in one transaction.
@@ -140,24 +147,7 @@ class Store:
         Events at or below a job's committed sequence are dropped. Raises `SequenceGap` (nothing of the call is kept).
         A job this file does not know is adopted from its JobStarted. Returns the committed sequences afterwards.
         """
-
-        def change(connection: _Connection) -> dict[str, int]:
-            known = records.committed(connection, batches)
-            fresh = {job: ingest.new_events(job, known.get(job, (0, ""))[0], batch) for job, batch in batches.items()}
-            run_of = {job: run for job, (_, run) in known.items()}
-            records.take_first_events(connection, fresh, run_of)
-            ingest.apply(connection, run_of, fresh)
-            ended = [one for one, events in fresh.items() if any(e.HasField("job_finished") for e in events)]
-            for run_id in {run_of[job_id] for job_id in ended}:
-                scores.score_run(connection, run_id)
-            if ended:
-                condensed.keep(connection, ended)
-            moved = {job: events[-1].sequence for job, events in fresh.items() if events}
-            if moved:
-                records.move_committed(connection, moved)
-            return {job: moved.get(job, known.get(job, (0, ""))[0]) for job in batches}
-
-        return self._write(change)
+        return self._write(lambda connection: ingest.commit(connection, batches))
 
     def set_baseline(self, name: str, run_id: str, cases: int, document: str) -> None:
         """Keep a baseline under its name, in the place of an older one. Makes the file when there is none."""
@@ -179,9 +169,17 @@ class Store:
         return self._write(lambda connection: scores.score_run(connection, run_id, aspects))
 
     def mark_released(self, job_ids: Iterable[str]) -> None:
-        """Agents were told to forget the jobs' events."""
-        sql = "UPDATE jobs SET released = true WHERE job_id IN (SELECT unnest(?))"
-        self._write(lambda c: c.execute(sql, [list(job_ids)]).fetchall())
+        """Agents were told to forget the jobs' events: nothing more comes, so what they say is condensed.
+
+        Not with a job's last event already: a thousand jobs that end at once would wait for each other.
+        """
+        jobs = list(job_ids)
+
+        def change(connection: _Connection) -> None:
+            connection.execute("UPDATE jobs SET released = true WHERE job_id IN (SELECT unnest(?))", [jobs])
+            condensed.keep(connection, jobs)
+
+        self._write(change)
 
     # Reading -------------------------------------------------------------------------------------------------
 

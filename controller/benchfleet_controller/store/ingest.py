@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchfleet.v1 import event_pb2
-from benchfleet_controller.store import schema
+from benchfleet_controller.store import records, schema, scores
 from benchfleet_controller.store.columns import insert, insert_rows, objects, optional, update_rows
 from benchfleet_controller.store.connection import SequenceGap
 from benchfleet_controller.store.lifecycle import apply_lifecycle
@@ -48,6 +48,24 @@ def new_events(job_id: str, committed: int, events: Sequence[event_pb2.Event]) -
                 f"follow the job again from {committed}"
             )
     return fresh
+
+
+def commit(connection: duckdb.DuckDBPyConnection, batches: Batches) -> dict[str, int]:
+    """Store what is new of jobs' events, score answers of runs whose jobs end, and move the committed sequences.
+
+    Returns the committed sequences. Raises `SequenceGap`.
+    """
+    known = records.committed(connection, batches)
+    fresh = {job: new_events(job, known.get(job, (0, ""))[0], batch) for job, batch in batches.items()}
+    run_of = {job: run for job, (_, run) in known.items()}
+    records.take_first_events(connection, fresh, run_of)
+    apply(connection, run_of, fresh)
+    for run_id in {run_of[job] for job, events in fresh.items() if any(e.HasField("job_finished") for e in events)}:
+        scores.score_run(connection, run_id)
+    moved = {job: events[-1].sequence for job, events in fresh.items() if events}
+    if moved:
+        records.move_committed(connection, moved)
+    return {job: moved.get(job, known.get(job, (0, ""))[0]) for job in batches}
 
 
 def apply(connection: duckdb.DuckDBPyConnection, run_of: Mapping[str, str], batches: Batches) -> None:

@@ -45,8 +45,7 @@ def apply_lifecycle(
             found[tuple(row)].append(row)
         for same in found.values():
             update_rows(connection, table, key, same)
-    for job_id, event in kinds["job_finished"]:
-        _close_cases_of(connection, job_id, event.job_finished)
+    _close_cases(connection, {job_id: event.job_finished for job_id, event in kinds["job_finished"]})
 
 
 def close_cases(connection: Connection, job_id: str, reason: str, message: str) -> None:
@@ -58,11 +57,15 @@ def close_cases(connection: Connection, job_id: str, reason: str, message: str) 
     )
 
 
-def _close_cases_of(connection: Connection, job_id: str, finished: event_pb2.JobFinished) -> None:
-    state = _STATES.get(finished.state, "failed")
-    reason = finished.failure.reason or ("cancelled" if state == "cancelled" else "internal")
-    message = finished.failure.message or f"the job ended ({state}) before this case did"
-    close_cases(connection, job_id, reason, message)
+def _close_cases(connection: Connection, finished: Mapping[str, event_pb2.JobFinished]) -> None:
+    """End the cases that ended jobs left open: few, so jobs without any cost no statement of their own."""
+    if not finished:
+        return
+    sql = "SELECT DISTINCT job_id FROM cases WHERE job_id = ANY(?) AND status IN ('pending', 'running')"
+    for (job_id,) in connection.execute(sql, [list(finished)]).fetchall():
+        failure, state = finished[job_id].failure, _STATES.get(finished[job_id].state, "failed")
+        reason = failure.reason or ("cancelled" if state == "cancelled" else "internal")
+        close_cases(connection, job_id, reason, failure.message or f"the job ended ({state}) before this case did")
 
 
 def _at(event: event_pb2.Event) -> str | None:
