@@ -19,6 +19,7 @@ import grpc
 from benchfleet.failures import Failure, Reason
 from benchfleet.tls import file_stamp, read_limited
 from benchfleet.transport import refusal
+from benchfleet_agent import followers
 from benchfleet_agent.renewal import Renewal
 
 READ_CALLS = frozenset({"GetHost", "ListModels", "GetJob", "ListJobs", "StreamJobEvents"})
@@ -83,6 +84,14 @@ class Caller:
             return None
         name = first("x509_common_name").decode(errors="replace")
         return cls(name, serial, first("ssl_tls_version").decode(errors="replace")) if name else None
+
+
+def follower(context: Context, policy: AccessPolicy) -> followers.Caller:
+    """Who wants to follow a job; in clear text, where nobody has a name, each connection is somebody who may run."""
+    caller = Caller.of(context)
+    if caller is None:
+        return followers.Caller(str(context.peer()), may_run=True)
+    return followers.Caller(caller.name, policy.allows(caller.name, "StartJob"))
 
 
 class Revocations:
