@@ -18,7 +18,9 @@ MOST_OF_A_CALLER = 6
 KEPT_FOR_RUN = 6
 """Places that callers who may only read leave free: they must not keep out whoever owns a job."""
 RETURN_S = 60.0
-"""How long a follower that was cut off before the job's end is waited for; controllers try about as long."""
+"""How long a follower is waited for that was cut off before the job's end, or asked for the job and is about to come;
+controllers try about as long."""
+MOST_EXPECTED = 256
 LONGEST_WAIT_S = 300.0
 """How long a job that was given back is kept at most for those who follow it."""
 
@@ -47,8 +49,8 @@ class Followers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._here: set[Follower] = set()
-        self._cut_off: dict[str, float] = {}
-        """When a follower of a job left before the end."""
+        self._expected: dict[tuple[str, str], float] = {}
+        """Since when, by job and caller."""
         self._given_back: dict[str, tuple[int, float]] = {}
         """Jobs to be forgotten: their last sequence and when they were given back."""
 
@@ -64,11 +66,19 @@ class Followers:
         self._here.add(follower)
         return follower
 
+    def expect(self, caller: Caller, job_id: str) -> None:
+        """Note that a caller asked for a job, and will follow it."""
+        self._drop_old()
+        if len(self._expected) < MOST_EXPECTED:
+            self._expected[job_id, caller.name] = self._clock()
+
     def leave(self, follower: Follower, *, complete: bool) -> None:
         """Give the place up; ``complete``: everything was sent."""
         self._here.discard(follower)
-        if not complete:
-            self._cut_off[follower.job_id] = self._clock()
+        if complete:
+            self._expected.pop((follower.job_id, follower.caller.name), None)
+        else:
+            self.expect(follower.caller, follower.job_id)
 
     def give_back(self, job_id: str, last_sequence: int) -> None:
         """Note that a job may be forgotten as soon as nobody needs it."""
@@ -77,7 +87,7 @@ class Followers:
     def forgettable(self) -> list[str]:
         """Jobs given back that nobody needs any more; each is told once."""
         now = self._clock()
-        self._cut_off = {job_id: at for job_id, at in self._cut_off.items() if now - at < RETURN_S}
+        self._drop_old()
         found = [
             job_id
             for job_id, (last, since) in self._given_back.items()
@@ -94,4 +104,8 @@ class Followers:
 
     def _needed(self, job_id: str, last: int) -> bool:
         behind = any(one.job_id == job_id and one.sequence < last for one in self._here)
-        return behind or job_id in self._cut_off
+        return behind or any(expected == job_id for expected, _ in self._expected)
+
+    def _drop_old(self) -> None:
+        now = self._clock()
+        self._expected = {who: since for who, since in self._expected.items() if now - since < RETURN_S}

@@ -87,6 +87,11 @@ class Journal:
         with contextlib.suppress(OSError):
             self._keep_reserve()
 
+    @property
+    def directory(self) -> Path:
+        """The data directory."""
+        return self._directory
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:

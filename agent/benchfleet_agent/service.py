@@ -24,6 +24,7 @@ from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
 from benchfleet_agent.model_calls import Measure, ModelCalls, check_names, refuse, status_of
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
+from benchfleet_agent.recovery import recover_requests
 from benchfleet_agent.request_guard import RequestGuard, quiet_gone_callers
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -63,8 +64,9 @@ class AgentService(ModelCalls):
         self._describing = ThreadPoolExecutor(2, "host")
 
     async def close_unfinished(self) -> list[str]:
-        """End jobs that a killed agent left open; returns their ids."""
+        """End jobs that a killed agent left open, with the requests it had not read yet; returns their ids."""
         left = [job.job_id for job in self._journal.jobs() if not job.ended]
+        await asyncio.to_thread(recover_requests, self._journal, left)
         message = "the agent was killed or its host restarted while the job ran; what had finished is kept"
         for job_id in left:
             failure = Failure(Reason.AGENT_RESTARTED, message)
@@ -161,8 +163,9 @@ class AgentService(ModelCalls):
             return pb.StartJobResponse(job=known.to_proto())
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:  # noqa: N802
-        """Answer with one job."""
+        """Answer with one job, which the caller is likely to follow."""
         job = await self._find(request.job_id, context)
+        self._followers.expect(follower(context, self._access), job.job_id)
         return pb.GetJobResponse(job=job.to_proto(), spec=job_pb2.JobSpec.FromString(job.spec))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802

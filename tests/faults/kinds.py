@@ -72,7 +72,6 @@ def controller_frozen(scene: Scene) -> None:
 
 
 def several_at_once(scene: Scene) -> None:
-    # An agent that was frozen is not killed at once: that is a kind of its own.
     last: Inject = scene.draw.choice((Scene.stop_agent, Scene.kill_agent))
     faults: tuple[Inject, ...] = (Scene.stop_controller, _cut, Scene.kill_controller)
     for fault in (*scene.draw.sample(faults, scene.draw.randint(1, 3)), last):
@@ -90,7 +89,9 @@ def two_controllers(scene: Scene) -> None:
         scene.somewhere(0.4, 0.8)
         scene.kill_controller()
     done = second.wait(COLLECT_S)
-    if done.code == 0 and other.exists():  # or the run had ended before the colleague came
+    if done.code != 0:
+        scene.extra.append(f"the colleague's collect ended with {done.code}: {done.err[-800:]}")
+    if other.exists():  # or the run had ended before the colleague came
         with duckdb.connect(str(other), read_only=True) as connection:
             ((copied, doubled),) = connection.execute(
                 "SELECT count(DISTINCT request_id), count(*) - count(DISTINCT request_id) FROM requests"
@@ -287,15 +288,12 @@ _clocks = functools.cache(lambda: None if clock_library() else "a C compiler is 
 _namespaces = functools.cache(namespaces.missing)
 _disks = functools.cache(mounting_missing)
 
-FROZEN_GAP = (
-    "while an agent stands still, its load process goes on; what finished meanwhile waits in a pipe that dies with it"
-)
 LOG_GAP = "a write-ahead log that was cut exactly between two of its frames cannot be told from a shorter one"
 KINDS = (
     Kind("controller killed", controller_killed, weight=8),
     Kind("controller killed while it starts", controller_killed_while_it_starts),
     Kind("agent killed", agent_killed, weight=8),
-    Kind("agent killed while frozen", agent_killed_while_frozen, gap=FROZEN_GAP),
+    Kind("agent killed while frozen", agent_killed_while_frozen),
     Kind("load process killed", load_killed, weight=6),
     Kind("host restarted (all killed)", host_restarted, weight=6),
     Kind("runtime killed (Foundry Local)", runtime_killed, "foundry", weight=6),

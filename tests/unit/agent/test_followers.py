@@ -85,6 +85,17 @@ def test_who_was_cut_off_may_come_back_for_a_while() -> None:
     assert (before, followers.forgettable()) == ([], ["job"])
 
 
+def test_who_asked_for_a_job_is_waited_for_until_it_has_all() -> None:
+    followers = Followers()
+    followers.expect(OWNER, "job")
+    followers.give_back("job", 9)
+    before = followers.forgettable()
+
+    followers.leave(followers.join(OWNER, "job", 4), complete=True)
+
+    assert (before, followers.forgettable()) == ([], ["job"])
+
+
 def test_nobody_keeps_a_job_that_was_given_back_for_ever() -> None:
     clock = Clock()
     followers = Followers(clock)
