@@ -11,6 +11,8 @@ from pathlib import Path
 
 import duckdb
 
+from benchfleet_agent.journal_file import read_contents
+
 from . import namespaces
 from .processes import SIGSTOP, AgentProcess, TrialFailed, wait_until
 from .scene import Inject, Scene
@@ -64,6 +66,12 @@ def host_restarted(scene: Scene) -> None:
 def agent_frozen(scene: Scene) -> None:
     scene.somewhere()
     scene.stop_agent()
+
+
+def agent_frozen_for_long(scene: Scene) -> None:
+    """Longer than the controller's patience with silence (a ping after 10 s, 5 s without an answer)."""
+    scene.somewhere()
+    scene.stop_agent(30.0)
 
 
 def controller_frozen(scene: Scene) -> None:
@@ -144,7 +152,7 @@ def black_hole(scene: Scene) -> None:
     assert scene.world.namespaces
     scene.somewhere()
     scene.fault()
-    scene.world.namespaces.drop(100)
+    scene.world.namespaces.swallow()
     time.sleep(25.0 if scene.long and scene.draw.random() < 0.3 else scene.draw.uniform(0.5, 2.0))
 
 
@@ -223,10 +231,13 @@ def _damage_journal(scene: Scene, name: str) -> None:
         if "Traceback" in words or "journal" not in words:
             scene.extra.append(f"a damaged journal ({how}) is not named: {words}")
         scene.damaged.append(words)
+        scene.repairs = None
         for part in agent.data_dir.glob("journal.sqlite*"):
             part.rename(part.with_name(f"damaged-{part.name}"))  # what the message says
         agent.start()
     scene.damaged += _said(agent)
+    if scene.repairs is not None:
+        scene.repairs = read_contents(agent.data_dir).repairs
 
 
 def database_damaged(scene: Scene) -> None:
@@ -279,6 +290,7 @@ class Kind:
     weight: int = 4
     fresh: bool = False
     """Needs a world of its own."""
+    slow: bool = False
     missing: Callable[[], str | None] = lambda: None
     gap: str = ""
     """Why the promise is known not to hold; shown, and left out of the sum."""
@@ -299,6 +311,7 @@ KINDS = (
     Kind("runtime killed (Foundry Local)", runtime_killed, "foundry", weight=6),
     Kind("agent killed (Foundry Local)", agent_killed, "foundry"),
     Kind("agent frozen", agent_frozen),
+    Kind("agent frozen for 30 s", agent_frozen_for_long, weight=1, fresh=True, slow=True),
     Kind("controller frozen", controller_frozen),
     Kind("several at once", several_at_once, weight=8),
     Kind("two controllers, one killed", two_controllers, fresh=True),
@@ -307,7 +320,7 @@ KINDS = (
     Kind("half-open (relay)", half_open_relay),
     Kind("cable out (namespaces)", cable_out, "namespaces", missing=_namespaces),
     Kind("half-open (namespaces)", black_hole, "namespaces", missing=_namespaces),
-    Kind("5 % loss (namespaces)", lost_packets, "namespaces", missing=_namespaces),
+    Kind("5 % loss (namespaces)", lost_packets, "namespaces", missing=functools.cache(namespaces.loss_missing)),
     Kind("200 ms delay (netem)", delayed_packets, "namespaces", missing=functools.cache(namespaces.netem_missing)),
     Kind("wall clock jumped", clock_jumped, "clocks", missing=_clocks),
     Kind("agent's disk full", agents_disk_full, "disks", missing=_disks),
