@@ -13,7 +13,7 @@ import grpc
 
 from benchfleet import CONTRACT_REVISION
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS
+from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS, TLS_SERVER_OPTIONS
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
 from benchfleet_agent.access import AccessControl, AccessPolicy, follower
@@ -328,7 +328,8 @@ async def start_server(
     """Serve on an address; without credentials in clear text. Raises RuntimeError when the port is taken."""
     guards = [access, RequestGuard()] if access else [RequestGuard()]
     quiet_gone_callers()
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=guards)
+    options = TLS_SERVER_OPTIONS if credentials else SERVER_OPTIONS
+    server = grpc.aio.server(options=options, interceptors=guards)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call,unused-ignore]
     if credentials is None:
         server.add_insecure_port(address)
