@@ -182,8 +182,9 @@ class Writer:
 async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, release: bool = True) -> None:
     """Store a job's events until its last one, then let the agent forget them (unless ``release`` is False).
 
-    Raises `HostProblem` when the host stays away, or has no place, for `PATIENCE_S`, or refuses; ``events_released`` when the rest is
-    nowhere any more (another controller took it, or the agent's journal was lost): the job then ends here as failed.
+    Raises `HostProblem` when the host stays away, or has no place, for `PATIENCE_S`, or refuses; ``events_released``
+    when the rest is nowhere any more (another controller took it, or the agent's journal was lost): the job then ends
+    here as failed.
     """
     pause, away_since = FIRST_PAUSE_S, None
     while True:

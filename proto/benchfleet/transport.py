@@ -47,8 +47,8 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 ]
 TLS_SERVER_OPTIONS: list[tuple[str, int]] = [
     *SERVER_OPTIONS,
-    # New calls then take a new connection, so that both ends' certificates are verified again; streams that are open are
-    # let end on the old one (the agent looks at their callers' certificates with every message).
+    # New calls then take a new connection, so that both ends' certificates are verified again; streams that are open
+    # may end on the old one (the agent looks at their callers' certificates with every message).
     ("grpc.max_connection_age_ms", 3_600_000),
 ]
 
