@@ -133,7 +133,12 @@ def test_a_connection_that_is_old_is_verified_anew_and_whoever_follows_notices_n
     journal.accept("job", job_spec(), job_started(host_pb2.Host(), job_spec()))
     handshakes: list[None] = []
     looked = CredentialFiles.stamp
-    monkeypatch.setattr(CredentialFiles, "stamp", lambda self: (handshakes.append(None), looked(self))[1])
+
+    def look(self: CredentialFiles) -> tuple[tuple[int, int, int], ...]:
+        handshakes.append(None)
+        return looked(self)
+
+    monkeypatch.setattr(CredentialFiles, "stamp", look)
 
     async def follow_for_a_while() -> list[int]:
         access = AccessControl(AccessPolicy(), Revocations(files.revocations))
