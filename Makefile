@@ -32,7 +32,7 @@ test: .venv/.ready  ## all tests that need no more than a few minutes, on the re
 test-slow: .venv/.ready  ## the slow tests: the demo, the real model's build, reports in Chromium
 	$(BIN)/python -m pytest -m "slow and not live"
 
-test-faults: .venv/.ready  ## hundreds of random faults with real processes: nothing lost, nothing twice (docs/faults.md)
+test-faults: .venv/.ready  ## each kind of fault at least once with real processes, by a new seed (hundreds: docs/faults.md)
 	$(BIN)/python -m pytest tests/faults -m "not live"
 
 lint: .venv/.ready  ## ruff, import contracts

@@ -185,7 +185,8 @@ async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
         return _complain(str(error))
     limits = Limits(config.data_dir, config.foundry.cpus)
     inventory = _inventory(config, journal.contents)
-    service = AgentService(journal, Runtimes(config), inventory, config.data_dir / "logs", limits.measure)
+    logs = config.data_dir / "logs"
+    service = AgentService(journal, Runtimes(config), inventory, logs, limits.measure, config.access)
     for problem in find_problems(journal.contents(), config.journal, time.time_ns()):
         logging.warning("%s; %s", problem.message, problem.advice)
     for job_id in close_damaged(journal):

@@ -6,7 +6,9 @@ numbers are read here, from the bytes, because the library for certificates woul
 
 from __future__ import annotations
 
+import datetime
 import logging
+import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -19,6 +21,7 @@ import grpc
 from benchfleet.failures import Failure, Reason
 from benchfleet.tls import file_stamp, read_limited
 from benchfleet.transport import refusal
+from benchfleet_agent import followers
 from benchfleet_agent.renewal import Renewal
 
 READ_CALLS = frozenset({"GetHost", "ListModels", "GetJob", "ListJobs", "StreamJobEvents"})
@@ -67,6 +70,8 @@ class Caller:
     name: str
     serial: int
     tls_version: str
+    end_s: float = math.inf
+    """Until when the certificate is valid, in seconds since 1970: TLS looked at it when the connection began."""
 
     @classmethod
     def of(cls, context: Context) -> Caller | None:
@@ -78,11 +83,19 @@ class Caller:
             return bytes(values[0]) if values else b""
 
         try:
-            serial = certificate_serial(ssl.PEM_cert_to_DER_cert(first("x509_pem_cert").decode()))
+            serial, end_s = serial_and_end(ssl.PEM_cert_to_DER_cert(first("x509_pem_cert").decode()))
         except ValueError:
             return None
         name = first("x509_common_name").decode(errors="replace")
-        return cls(name, serial, first("ssl_tls_version").decode(errors="replace")) if name else None
+        return cls(name, serial, first("ssl_tls_version").decode(errors="replace"), end_s) if name else None
+
+
+def follower(context: Context, policy: AccessPolicy) -> followers.Caller:
+    """Who wants to follow a job; in clear text, where nobody has a name, each connection is somebody who may run."""
+    caller = Caller.of(context)
+    if caller is None:
+        return followers.Caller(str(context.peer()), may_run=True)
+    return followers.Caller(caller.name, policy.allows(caller.name, "StartJob"))
 
 
 class Revocations:
@@ -118,12 +131,19 @@ class Revocations:
 
 
 class AccessControl(grpc.aio.ServerInterceptor):
-    """Refuses calls before the service sees them; a stream also ends when its caller is revoked meanwhile."""
+    """Refuses calls before the service sees them; a stream also ends when its caller expires or is revoked."""
 
-    def __init__(self, policy: AccessPolicy, revocations: Revocations, renewal: Renewal | None = None) -> None:
+    def __init__(
+        self,
+        policy: AccessPolicy,
+        revocations: Revocations,
+        renewal: Renewal | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._policy = policy
         self._revocations = revocations
         self._renewal = renewal
+        self._wall_clock = wall_clock
 
     def judge(self, caller: Caller | None, call: str) -> tuple[grpc.StatusCode, Failure] | None:
         """Why a call is refused; None when it may go on."""
@@ -132,6 +152,9 @@ class AccessControl(grpc.aio.ServerInterceptor):
             return grpc.StatusCode.UNAUTHENTICATED, Failure(Reason.UNAUTHENTICATED, message)
         if caller.tls_version != "TLSv1.3":
             message = f"this agent speaks TLS 1.3 only, not {caller.tls_version[:20]!r}"
+            return grpc.StatusCode.UNAUTHENTICATED, Failure(Reason.UNAUTHENTICATED, message)
+        if caller.end_s < self._wall_clock():
+            message = f"the certificate of {caller.name!r} has expired; renew it with `benchfleet certs renew`"
             return grpc.StatusCode.UNAUTHENTICATED, Failure(Reason.UNAUTHENTICATED, message)
         if self._revocations.hold(caller.serial):
             message = (
@@ -190,13 +213,29 @@ class AccessControl(grpc.aio.ServerInterceptor):
         await context.abort_with_status(refusal(*refused))
 
 
-def certificate_serial(der: bytes) -> int:
-    """The serial number of a certificate (RFC 5280 §4.1). Raises ValueError."""
+def serial_and_end(der: bytes) -> tuple[int, float]:
+    """A certificate's serial number, and until when it is valid in seconds since 1970 (RFC 5280 §4.1).
+
+    Raises ValueError.
+    """
     signed = next(_elements(_one(der, _SEQUENCE)), (0, b""))
-    parts = _elements(_expect(signed, _SEQUENCE))
-    first = next(parts, (0, b""))
-    serial = next(parts, (0, b"")) if first[0] == _VERSION else first
-    return int.from_bytes(_expect(serial, _INTEGER), signed=True)
+    parts = list(_elements(_expect(signed, _SEQUENCE)))
+    # version?, serialNumber, signature, issuer, validity, …
+    parts = parts[1:] if parts and parts[0][0] == _VERSION else parts
+    if len(parts) < 4:
+        raise ValueError("a DER element is missing in a certificate")
+    _, end = [*_elements(_expect(parts[3], _SEQUENCE)), (0, b""), (0, b"")][:2]
+    return int.from_bytes(_expect(parts[0], _INTEGER), signed=True), _moment(*end)
+
+
+def _moment(tag: int, content: bytes) -> float:
+    """A UTCTime (its years are 1950 to 2049) or GeneralizedTime."""
+    if tag not in _TIMES:
+        raise ValueError("a DER element of a time was expected")
+    text = content.decode("ascii")
+    if tag == _TIMES[0]:
+        text = ("19" if text[:2] >= "50" else "20") + text
+    return datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
 
 
 def revoked_serials(pem: bytes) -> frozenset[int]:

@@ -86,6 +86,7 @@ class CaseRun:
             self._sampler.dropped - dropped,
             self._evidence,
         )
+        self._recorder.end_spool()
         return outcome
 
     def cancel(self) -> None:
@@ -236,8 +237,11 @@ class CaseRun:
             raise with_smaller(error, model, runtime) from None
 
     def _start_load(self, session: Session) -> Load:
-        direct = self._order.path == "direct"
-        load = DirectLink.of(session, self._interrupted) if direct else LoadLink(self._log_dir, self._interrupted)
+        load: Load
+        if self._order.path == "direct":
+            load = DirectLink.of(session, self._interrupted)
+        else:
+            load = LoadLink(self._log_dir, self._interrupted, self._recorder.begin_spool(self._order.case_id))
         with self._lock:
             self._load = load
         return load

@@ -180,7 +180,10 @@ class Protocol:
 
     def send(self, event: str, **fields: Any) -> None:
         """Write one event."""
-        line = json.dumps({"event": event, **fields}) + "\n"
+        self.send_line(json.dumps({"event": event, **fields}) + "\n")
+
+    def send_line(self, line: str) -> None:
+        """Write an event that is a line already."""
         with self._lock:
             self._events.write(line)
             self._events.flush()

@@ -65,17 +65,17 @@ class EndpointPolicy:
         return cls(tuple(patterns), loopback=not allow)
 
     def check(self, url: str) -> str:
-        """The API's base URL, when it may be asked (`normalise_url`).
+        """The API's base URL, when it may be asked: `normalise_url`'s, put together again from what was judged.
 
         Raises `WorkFailed`: ``endpoint_not_allowed`` (saying what to write into agent.toml), ``invalid_spec``.
         """
         try:
-            server = _parse(url)
+            server, base_url = _taken_apart(url)
         except ValueError as error:
             raise WorkFailed(Reason.INVALID_SPEC, f"the endpoint's URL makes no sense: {error}") from None
         if not ((self.loopback and _is_loopback(server.host)) or any(one.covers(server) for one in self.patterns)):
             raise WorkFailed(Reason.ENDPOINT_NOT_ALLOWED, self._advice(server))
-        return normalise_url(url)
+        return base_url
 
     def _advice(self, server: Server) -> str:
         wanted = f'"{_origin(server)}"'
@@ -101,7 +101,14 @@ def parse_pattern(text: str) -> Server:
 
 
 def _parse(url: str) -> Server:
-    """Take a URL apart, refusing whatever programs read differently. Raises ValueError."""
+    return _taken_apart(url)[0]
+
+
+def _taken_apart(url: str) -> tuple[Server, str]:
+    """Take a URL apart, refusing whatever programs read differently; also the base URL made of the parts alone.
+
+    Raises ValueError.
+    """
     if len(url) > MAXIMUM_URL:
         raise ValueError(f"it has more than {MAXIMUM_URL} characters")
     try:
@@ -113,12 +120,15 @@ def _parse(url: str) -> Server:
     port = parts.port if parts.port is not None else _PORTS[parts.scheme]
     if not _HOST.fullmatch(host) or not 0 < port < 65_536:
         raise ValueError("its host must be a name in ASCII or an address, its port between 1 and 65535")
+    written_port = "" if parts.port is None else f":{port}"
+    if parts.netloc.lower() != f"{_bracketed(host)}{written_port}":  # such as [::1].example: read as ::1 by some
+        raise ValueError("it must have nothing but a host and a port between the scheme and the path")
     path = urllib.parse.urlsplit(root_of(base)).path
     if not _PATH.fullmatch(parts.path) or {".", ".."} & set(path.split("/")) or "//" in path:
         raise ValueError("its path has characters or parts (such as ..) that a server's own path never needs")
     with contextlib.suppress(ValueError):  # a name, compared as it is written; 127.1 and 0x7f000001 are names, too
         host = str(ipaddress.ip_address(host))
-    return Server(parts.scheme, host, port, path)
+    return Server(parts.scheme, host, port, path), f"{parts.scheme}://{_bracketed(host)}{written_port}{parts.path}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -132,5 +142,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _origin(server: Server) -> str:
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"{server.scheme}://{host}:{server.port}{server.path}"
+    return f"{server.scheme}://{_bracketed(server.host)}:{server.port}{server.path}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

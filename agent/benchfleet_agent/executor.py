@@ -52,13 +52,16 @@ class Runtimes:
         self._endpoints = _endpoint_policy(config)
         self._runtimes: dict[str, Runtime] = {"foundry": FoundryRuntime(foundry)}
         if config.endpoint_url:
-            self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(config.endpoint_url))
+            self._runtimes["endpoint"] = self._server(config.endpoint_url)
         elif endpoint_url := os.environ.get(URL_VARIABLE, "").strip():
             try:
-                self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(endpoint_url))
+                self._runtimes["endpoint"] = self._server(endpoint_url)
             except WorkFailed as error:  # it is meant for other programs too, so it must not keep the agent down
                 _log.warning("%s is left out: %s", URL_VARIABLE, error.failure.message)
-        self._named = lru_cache(MOST_ENDPOINTS)(lambda url: EndpointRuntime(EndpointSettings.from_environment(url)))
+        self._named = lru_cache(MOST_ENDPOINTS)(self._server)
+
+    def _server(self, url: str) -> EndpointRuntime:
+        return EndpointRuntime(EndpointSettings.from_environment(url), check_source=self._endpoints.check)
 
     @cached_property
     def _plugins(self) -> dict[str, Runtime]:

@@ -21,6 +21,7 @@ from benchfleet.failures import Reason
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_agent.journal_file import (
     SELECT_JOBS,
+    SELECT_RELEASED,
     Contents,
     HeldJob,
     JournalDamaged,
@@ -42,6 +43,8 @@ RESERVE_BYTES = 1 << 20
 """Kept aside so that a full disk still leaves room to write down that it is full."""
 MINIMUM_FREE_BYTES = 64 << 20
 """Below this no job is accepted: it would end with ``disk_full``."""
+MOST_TOMBSTONES = 1_000
+"""Released jobs whose last sequence is remembered, for followers who come too late."""
 ROOM_RATIO = 1 / 16
 """Part of the bound that must be free for a job to be accepted: it would soon end with ``journal_full``."""
 
@@ -76,12 +79,18 @@ class Journal:
                 self._db = undo.enter_context(contextlib.closing(connect(journal_path(directory))))
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute("DELETE FROM serving")
+                self._forget_given_back()
                 self._db.execute("COMMIT")
             except sqlite3.DatabaseError as error:
                 raise _translated(error, directory) from None
             undo.pop_all()
         with contextlib.suppress(OSError):
             self._keep_reserve()
+
+    @property
+    def directory(self) -> Path:
+        """The data directory."""
+        return self._directory
 
     def close(self) -> None:
         """Close the file."""
@@ -119,6 +128,7 @@ class Journal:
         )
         with self._lock, self._transaction():
             self._check_bound(int((self._max_bytes or 0) * ROOM_RATIO))
+            self._db.execute("DELETE FROM released WHERE job_id = ?", (job_id,))
             self._db.execute(
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (job_id, job.run_id, job.held_by, job.spec, int(job.state), 0, job.accepted_unix_ns),
@@ -167,32 +177,70 @@ class Journal:
         return int(row[0] or 0)
 
     def jobs(self) -> list[HeldJob]:
-        """All jobs held, oldest first."""
+        """All jobs held, oldest first, without those that were given back."""
+        held = f"{SELECT_JOBS} WHERE job_id NOT IN ({SELECT_RELEASED})"
         with self._lock:
-            rows = self._db.execute(f"{SELECT_JOBS} ORDER BY accepted_unix_ns, job_id").fetchall()
+            rows = self._db.execute(f"{held} ORDER BY accepted_unix_ns, job_id").fetchall()
         return [held_job(row, self._sizes) for row in rows]
 
     def job(self, job_id: str) -> HeldJob | None:
-        """One job, or None."""
+        """One job, also one that was given back and is not forgotten yet; or None."""
         with self._lock:
             row = self._db.execute(f"{SELECT_JOBS} WHERE job_id = ?", (job_id,)).fetchone()
         return held_job(row, self._sizes) if row else None
 
-    def release(self, job_id: str) -> None:
-        """Forget an ended job and its events."""
+    def give_back(self, job_id: str) -> None:
+        """Note that an ended job may be forgotten: at the latest when room is needed or the journal is opened again."""
         with self._lock, self._transaction():
-            self._db.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
-            self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-            self._sizes.pop(job_id, None)
+            self._mark_released(job_id)
+
+    def release(self, job_id: str) -> None:
+        """Forget an ended job and its events; its last sequence is remembered for a while."""
+        with self._lock, self._transaction():
+            self._mark_released(job_id)
+            self._forget(job_id)
+
+    def released_at(self, job_id: str) -> int | None:
+        """The last sequence of a released job; None when there was none, or too many since."""
+        with self._lock:
+            row = self._db.execute("SELECT last_sequence FROM released WHERE job_id = ?", (job_id,)).fetchone()
+        return int(row[0]) if row else None
 
     def shrink(self) -> None:
         """Give the room that released jobs took back to the disk, if it has enough left to do so."""
         with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self._db.execute("VACUUM")
 
+    def _mark_released(self, job_id: str) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO released (job_id, last_sequence) SELECT job_id, last_sequence FROM jobs "
+            "WHERE job_id = ?",
+            (job_id,),
+        )
+        self._db.execute(
+            "DELETE FROM released WHERE number <= (SELECT max(number) FROM released) - ? "
+            "AND job_id NOT IN (SELECT job_id FROM jobs)",
+            (MOST_TOMBSTONES,),
+        )
+
+    def _forget(self, job_id: str) -> None:
+        self._db.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
+        self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+        self._sizes.pop(job_id, None)
+
+    def _forget_given_back(self) -> None:
+        rows = self._db.execute("SELECT job_id FROM jobs WHERE job_id IN (SELECT job_id FROM released)").fetchall()
+        for (job_id,) in rows:
+            self._forget(job_id)
+
     def _check_bound(self, size: int) -> None:
+        """Make room if that helps; raise `JournalFull` if it does not."""
+        if self._max_bytes is None:
+            return
+        if sum(self._sizes.values()) + size > self._max_bytes:
+            self._forget_given_back()
         held = sum(self._sizes.values())
-        if self._max_bytes is not None and held + size > self._max_bytes:
+        if held + size > self._max_bytes:
             message = (
                 f"the agent's journal holds {quantity(held, 'bytes')} of the {quantity(self._max_bytes, 'bytes')} that "
                 "journal.max_bytes allows; fetch ended jobs with `benchfleet collect`, or give them up with "

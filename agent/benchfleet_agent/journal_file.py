@@ -31,12 +31,17 @@ CREATE TABLE IF NOT EXISTS repairs (
 CREATE TABLE IF NOT EXISTS serving (
   only_row INTEGER PRIMARY KEY CHECK (only_row = 1), pid INTEGER NOT NULL, address TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS released (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, job_id TEXT NOT NULL UNIQUE, last_sequence INTEGER NOT NULL
+);
 """
 
 SELECT_JOBS = "SELECT job_id, run_id, held_by, spec, state, last_sequence, accepted_unix_ns FROM jobs"
 
 SELECT_REPAIRS = "SELECT unix_ns, job_id, lost, message FROM repairs ORDER BY unix_ns DESC, job_id"
 SELECT_SERVING = "SELECT pid, address FROM serving"
+SELECT_RELEASED = "SELECT job_id FROM released"
+"""Jobs that were given back: most are forgotten, some wait for a second follower."""
 
 
 class JournalFull(Exception):
@@ -193,7 +198,8 @@ def read_contents(directory: Path) -> Contents:
     with _reading(path) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         sizes = dict(db.execute("SELECT job_id, sum(length(body)) FROM events GROUP BY job_id"))
-        rows = db.execute(f"{SELECT_JOBS} ORDER BY accepted_unix_ns, job_id").fetchall()
+        held = f"{SELECT_JOBS} WHERE job_id NOT IN ({SELECT_RELEASED})" if "released" in tables else SELECT_JOBS
+        rows = db.execute(f"{held} ORDER BY accepted_unix_ns, job_id").fetchall()
         repairs = read_repairs(db) if "repairs" in tables else ()
         found = db.execute(SELECT_SERVING).fetchall() if "serving" in tables else []
     serving = [Serving(*row) for row in found if is_locked(directory)]

@@ -24,6 +24,7 @@ from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_agent.journal_file import (
     SCHEMA,
     SELECT_JOBS,
+    SELECT_RELEASED,
     SELECT_REPAIRS,
     SELECT_SERVING,
     HeldJob,
@@ -86,7 +87,7 @@ def check(db: sqlite3.Connection) -> dict[str, int]:
         return {}  # an agent was killed when it had just made the file
     _ask(db, "PRAGMA integrity_check(jobs)")  # with its index
     db.executescript(SCHEMA)  # of an older agent's file tables are missing, which is no damage
-    for question in (SELECT_REPAIRS, SELECT_SERVING):
+    for question in (SELECT_REPAIRS, SELECT_SERVING, SELECT_RELEASED):
         db.execute(question).fetchall()
     jobs = {job.job_id: job for job in map(_row, db.execute(SELECT_JOBS))}
     sizes = dict.fromkeys(jobs, 0)

@@ -81,7 +81,8 @@ def _age(contents: Contents, config: JournalConfig, now_unix_ns: int) -> list[ho
         f"{what} held for more than {days:g} days ({size}), the oldest "
         f"since {_day(min(job.accepted_unix_ns for job in old))}: no controller has fetched them"
     )
-    return [host_pb2.HostProblem(severity="warning", message=message, advice=FETCH)]
+    advice = f"{FETCH}; until then they stay, however old they are"
+    return [host_pb2.HostProblem(severity="warning", message=message, advice=advice)]
 
 
 def _day(unix_ns: int) -> str:

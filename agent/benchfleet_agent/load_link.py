@@ -29,13 +29,17 @@ Message = dict[str, Any]
 
 
 class LoadLink:
-    """One case's load process. ``interrupted`` raises when the case must end; it is asked twice a second."""
+    """One case's load process. ``interrupted`` raises when the case must end; it is asked twice a second.
 
-    def __init__(self, log_dir: Path, interrupted: Callable[[], None]) -> None:
+    ``spool`` is where it notes finished requests as well (`benchfleet_agent.request_spool`).
+    """
+
+    def __init__(self, log_dir: Path, interrupted: Callable[[], None], spool: Path | None = None) -> None:
         self._child = Child(
             "load process", [sys.executable, "-m", "benchfleet_agent.load"], log_path=log_dir / "load.log"
         )
         self._interrupted = interrupted
+        self._spool = spool
 
     @property
     def pid(self) -> int:
@@ -60,6 +64,7 @@ class LoadLink:
                 "first_token_timeout_s": order.first_token_s,
                 "token_timeout_s": order.token_s,
                 "tokenizer_path": _tokenizer_path(model_directory),
+                "spool_path": str(self._spool) if self._spool else None,
             }
         )
         try:

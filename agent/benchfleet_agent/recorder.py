@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchfleet.failures import Failure
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
@@ -15,8 +17,9 @@ from benchfleet_agent.fit import Forecast
 from benchfleet_agent.host_state import HostState
 from benchfleet_agent.instrument import Certificate
 from benchfleet_agent.jobs import Outcome
-from benchfleet_agent.journal import Journal
+from benchfleet_agent.journal import Journal, JournalFull
 from benchfleet_agent.load.record import RequestRecord, Status
+from benchfleet_agent.request_spool import RequestSpool
 from benchfleet_agent.runtimes import Loaded, Model
 from benchfleet_agent.sampler import SampleBatch
 
@@ -191,6 +194,19 @@ class Recorder:
         """The job ended; nothing may follow."""
         finish_job(self._journal, self._job_id, state, failure)
         self._changed()
+
+    def begin_spool(self, case_id: str) -> Path:
+        """Where the case's load process notes finished requests, until `end_spool`. Raises `JournalFull`."""
+        try:
+            return RequestSpool(self._journal.directory).begin(self._job_id, case_id)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise JournalFull(f"the disk of {self._journal.directory} is full; free some and run again") from None
+            raise
+
+    def end_spool(self) -> None:
+        """All that the case's load process noted is in the journal, or given up with it."""
+        RequestSpool(self._journal.directory).end()
 
     def _append(self, *events: event_pb2.Event) -> None:
         with self._lock:

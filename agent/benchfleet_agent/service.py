@@ -13,21 +13,23 @@ import grpc
 
 from benchfleet import CONTRACT_REVISION
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS
+from benchfleet.transport import BATCH_BYTES, SERVER_OPTIONS, TLS_SERVER_OPTIONS
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
-from benchfleet_agent.access import AccessControl
+from benchfleet_agent.access import AccessControl, AccessPolicy, follower
 from benchfleet_agent.executor import RunningJob, Runtimes
+from benchfleet_agent.followers import Follower, Followers
 from benchfleet_agent.host_state.at_rest import HostAtRest
 from benchfleet_agent.jobs import Answer, JobOrder, answer_start
 from benchfleet_agent.journal import HeldJob, Journal, JournalFull
 from benchfleet_agent.model_calls import Measure, ModelCalls, check_names, refuse, status_of
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
+from benchfleet_agent.recovery import recover_requests
 from benchfleet_agent.request_guard import RequestGuard, quiet_gone_callers
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-MAXIMUM_STREAMS = 8
-"""Callers that follow jobs at a time: each that does not read holds a message in the agent's memory."""
+FORGET_PERIOD_S = 1.0
+"""How often jobs that were given back are looked at, while there are any."""
 COALESCE_S = 0.05
 """How long the stream waits for more events after the first: fewer, fuller messages."""
 _log = logging.getLogger(__name__)
@@ -43,8 +45,10 @@ class AgentService(ModelCalls):
         inventory: Callable[[], host_pb2.Host],
         log_dir: Path,
         measure_limits: Measure | None = None,
+        access: AccessPolicy | None = None,
     ) -> None:
         super().__init__(measure_limits)
+        self._access = access or AccessPolicy()
         self._journal = journal
         self._runtimes = runtimes
         self._inventory = inventory
@@ -54,13 +58,15 @@ class AgentService(ModelCalls):
         self._running: RunningJob | None = None
         self._starting = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._streams = 0
+        self._followers = Followers()
+        self._forgetting: asyncio.Task[None] | None = None
         # The set-up servers are asked, too, but none that a caller names (`ModelCalls`).
         self._describing = ThreadPoolExecutor(2, "host")
 
     async def close_unfinished(self) -> list[str]:
-        """End jobs that a killed agent left open; returns their ids."""
+        """End jobs that a killed agent left open, with the requests it had not read yet; returns their ids."""
         left = [job.job_id for job in self._journal.jobs() if not job.ended]
+        await asyncio.to_thread(recover_requests, self._journal, left)
         message = "the agent was killed or its host restarted while the job ran; what had finished is kept"
         for job_id in left:
             failure = Failure(Reason.AGENT_RESTARTED, message)
@@ -157,8 +163,9 @@ class AgentService(ModelCalls):
             return pb.StartJobResponse(job=known.to_proto())
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:  # noqa: N802
-        """Answer with one job."""
+        """Answer with one job, which the caller is likely to follow."""
         job = await self._find(request.job_id, context)
+        self._followers.expect(follower(context, self._access), job.job_id)
         return pb.GetJobResponse(job=job.to_proto(), spec=job_pb2.JobSpec.FromString(job.spec))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802
@@ -169,43 +176,51 @@ class AgentService(ModelCalls):
         self, request: pb.StreamJobEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamJobEventsResponse]:
         """Send what is durable, then what becomes durable, until the job's last event."""
-        held_to = (await self._find(request.job_id, context)).last_sequence
-        if self._streams >= MAXIMUM_STREAMS:
-            failure = Failure(Reason.HOST_BUSY, f"{MAXIMUM_STREAMS} callers follow jobs here already; try again later")
-            raise await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, failure)
-        self._streams += 1
-        try:
-            async for response in self._follow(request.job_id, request.committed_sequence, held_to, context):
-                yield response
-        finally:
-            self._streams -= 1
-
-    async def _follow(
-        self, job_id: str, sequence: int, held_to: int, context: Context
-    ) -> AsyncIterator[pb.StreamJobEventsResponse]:
-        """The events above a sequence; holds no more than a message while its caller does not read."""
+        job_id, sequence = request.job_id, request.committed_sequence
+        held_to = self._journal.released_at(job_id) or (await self._find(job_id, context)).last_sequence
         first = await asyncio.to_thread(self._journal.first_sequence, job_id)
-        if not 0 <= sequence <= held_to or sequence + 1 < first:
-            message = f"events after {sequence} of job {job_id} are not here; it holds {first} to {held_to}"
-            failure = Failure(Reason.EVENTS_RELEASED, message)
-            raise await refuse(context, grpc.StatusCode.OUT_OF_RANGE, failure, {"first_available_sequence": str(first)})
+        if not 0 <= sequence <= held_to or sequence + 1 < (first or held_to + 1):
+            raise await self._gone(job_id, sequence, first, held_to, context)
+        try:
+            place = self._followers.join(follower(context, self._access), job_id, sequence)
+        except WorkFailed as error:
+            raise await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, error.failure) from None
+        complete = False
+        try:
+            async for response in self._follow(place, context):
+                yield response
+            complete = True
+        finally:
+            self._followers.leave(place, complete=complete)
+
+    async def _follow(self, place: Follower, context: Context) -> AsyncIterator[pb.StreamJobEventsResponse]:
+        """The events above a sequence; holds no more than a message while its caller does not read."""
+        job_id = place.job_id
         while True:
             changed = self._changed
-            found = await asyncio.to_thread(self._journal.read, job_id, sequence, BATCH_BYTES)
+            found = await asyncio.to_thread(self._journal.read, job_id, place.sequence, BATCH_BYTES)
             if found:
                 sequence = found[-1].sequence
                 response = pb.StreamJobEventsResponse(events=found)
                 del found
                 yield response
+                place.sequence = sequence
                 continue
-            if self._has_ended(job_id, sequence):
+            job = self._journal.job(job_id)
+            last = self._journal.released_at(job_id) if job is None else job.last_sequence
+            if job is None and place.sequence != last:  # its time was up, or its room was needed
+                raise await self._gone(job_id, place.sequence, 0, last or 0, context)
+            if job is None or (job.ended and place.sequence >= job.last_sequence):
                 return
             await changed.wait()
             await asyncio.sleep(COALESCE_S)
 
-    def _has_ended(self, job_id: str, sequence: int) -> bool:
-        job = self._journal.job(job_id)
-        return job is None or (job.ended and sequence >= job.last_sequence)
+    async def _gone(self, job_id: str, sequence: int, first: int, last: int, context: Context) -> Exception:
+        """Refuse to send events that are not here; ``first`` 0: none is any more."""
+        left = f"it holds {first} to {last}" if first else f"all {last} were released"
+        failure = Failure(Reason.EVENTS_RELEASED, f"events after {sequence} of job {job_id} are not here; {left}")
+        available = {"first_available_sequence": str(first or last + 1)}
+        return await refuse(context, grpc.StatusCode.OUT_OF_RANGE, failure, available)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:  # noqa: N802
         """Ask the job to end."""
@@ -218,11 +233,25 @@ class AgentService(ModelCalls):
     async def ReleaseJobEvents(  # noqa: N802
         self, request: pb.ReleaseJobEventsRequest, context: Context
     ) -> pb.ReleaseJobEventsResponse:
-        """Forget an ended job that the caller holds completely."""
+        """Forget an ended job that the caller holds completely, once others who follow it have it, too."""
         job = self._journal.job(request.job_id)
         if job is not None and job.ended and request.committed_sequence >= job.last_sequence:
-            await asyncio.to_thread(self._journal.release, job.job_id)
+            self._followers.give_back(job.job_id, job.last_sequence)
+            await self._forget()
+            if self._followers.waiting:
+                await asyncio.to_thread(self._journal.give_back, job.job_id)
+                if self._forgetting is None or self._forgetting.done():
+                    self._forgetting = asyncio.create_task(self._forget_in_time())
         return pb.ReleaseJobEventsResponse()
+
+    async def _forget_in_time(self) -> None:
+        while self._followers.waiting:
+            await asyncio.sleep(FORGET_PERIOD_S)
+            await self._forget()
+
+    async def _forget(self) -> None:
+        for job_id in self._followers.forgettable():
+            await asyncio.to_thread(self._journal.release, job_id)
 
     async def _check_endpoints(self, order: JobOrder, context: Context) -> None:
         try:
@@ -299,7 +328,8 @@ async def start_server(
     """Serve on an address; without credentials in clear text. Raises RuntimeError when the port is taken."""
     guards = [access, RequestGuard()] if access else [RequestGuard()]
     quiet_gone_callers()
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=guards)
+    options = TLS_SERVER_OPTIONS if credentials else SERVER_OPTIONS
+    server = grpc.aio.server(options=options, interceptors=guards)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call,unused-ignore]
     if credentials is None:
         server.add_insecure_port(address)

@@ -199,9 +199,14 @@ async def _fetch_job(
         return False
     kept = f", stays there for {job.held_by}" if foreign else ""
     state = "ended" if ended else "still running"
-    say(f"{agent.target.name}: job {job.job_id} ({state}, {job.last_sequence} events{kept})")
-    spec = await agent.spec(job.job_id)
+    try:
+        spec = await agent.spec(job.job_id)
+    except HostProblem as problem:
+        if problem.failure.reason is not Reason.JOB_NOT_FOUND:
+            raise
+        return False  # its owner was quicker
     target = agent.target
+    say(f"{target.name}: job {job.job_id} ({state}, {job.last_sequence} events{kept})")
     await asyncio.to_thread(store.adopt_job, job.job_id, spec, agent.host, target.name, target.address)
     await follow(agent, job.job_id, writer, watch, release=not foreign)
     return True

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from benchfleet.failures import Failure, Reason
+from benchfleet.transport import failure_of
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2
 from benchfleet_controller.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, Agent, HostProblem, broken, explain
@@ -184,8 +185,9 @@ class Writer:
 async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, release: bool = True) -> None:
     """Store a job's events until its last one, then let the agent forget them (unless ``release`` is False).
 
-    Raises `HostProblem` when the host stays away for `PATIENCE_S` or refuses; ``events_released`` when the rest is
-    nowhere any more (another controller took it, or the agent's journal was lost): the job then ends here as failed.
+    Raises `HostProblem` when the host stays away, or has no place, for `PATIENCE_S`, or refuses; ``events_released``
+    when the rest is nowhere any more (another controller took it, or the agent's journal was lost): the job then ends
+    here as failed.
     """
     pause, away_since = FIRST_PAUSE_S, None
     while True:
@@ -197,17 +199,19 @@ async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, rel
         except grpc.RpcError as error:
             if error.code() in _GONE:
                 break
-            if not broken(error):
+            if not broken(error) and not _crowded(error):
                 raise HostProblem(agent.target, explain(error)) from None
             now = time.monotonic()
             if away_since is None or await writer.committed_sequence(job_id) > before:
                 away_since, pause = now, FIRST_PAUSE_S
             if now - away_since > PATIENCE_S:
+                reason = Reason.HOST_BUSY if _crowded(error) else Reason.HOST_UNREACHABLE
+                what = "no place among its followers" if _crowded(error) else "no contact"
                 message = (
-                    f"no contact for {PATIENCE_S:g} s ({error.details()}); the job may still run there, "
+                    f"{what} for {PATIENCE_S:g} s ({error.details()}); the job may still run there, "
                     "`benchfleet collect` fetches the rest"
                 )
-                raise HostProblem(agent.target, Failure(Reason.HOST_UNREACHABLE, message)) from None
+                raise HostProblem(agent.target, Failure(reason, message)) from None
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, LONGEST_PAUSE_S)
     committed = await writer.committed_sequence(job_id)
@@ -220,6 +224,13 @@ async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, rel
     if lost is not None:
         raise HostProblem(agent.target, lost)
     await writer.mark_released(job_id)
+
+
+def _crowded(error: grpc.RpcError) -> bool:
+    """Whether too many follow jobs there: somebody will leave, or the agent will notice that somebody is gone."""
+    own = failure_of(error)
+    crowded = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return crowded and own is not None and own[0].reason is Reason.HOST_BUSY
 
 
 async def _lost(agent: Agent, job_id: str, committed: int) -> Failure:

@@ -45,6 +45,12 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second agent on the same port must fail, not share it
 ]
+TLS_SERVER_OPTIONS: list[tuple[str, int]] = [
+    *SERVER_OPTIONS,
+    # New calls then take a new connection, so that both ends' certificates are verified again; streams that are open
+    # may end on the old one (the agent looks at their callers' certificates with every message).
+    ("grpc.max_connection_age_ms", 3_600_000),
+]
 
 
 def split_address(address: str) -> tuple[str, int]:

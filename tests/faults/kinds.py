@@ -11,6 +11,8 @@ from pathlib import Path
 
 import duckdb
 
+from benchfleet_agent.journal_file import read_contents
+
 from . import namespaces
 from .processes import SIGSTOP, AgentProcess, TrialFailed, wait_until
 from .scene import Inject, Scene
@@ -66,13 +68,18 @@ def agent_frozen(scene: Scene) -> None:
     scene.stop_agent()
 
 
+def agent_frozen_for_long(scene: Scene) -> None:
+    """Longer than the controller's patience with silence (a ping after 10 s, 5 s without an answer)."""
+    scene.somewhere()
+    scene.stop_agent(30.0)
+
+
 def controller_frozen(scene: Scene) -> None:
     scene.somewhere()
     scene.stop_controller()
 
 
 def several_at_once(scene: Scene) -> None:
-    # An agent that was frozen is not killed at once: that is a kind of its own.
     last: Inject = scene.draw.choice((Scene.stop_agent, Scene.kill_agent))
     faults: tuple[Inject, ...] = (Scene.stop_controller, _cut, Scene.kill_controller)
     for fault in (*scene.draw.sample(faults, scene.draw.randint(1, 3)), last):
@@ -90,7 +97,9 @@ def two_controllers(scene: Scene) -> None:
         scene.somewhere(0.4, 0.8)
         scene.kill_controller()
     done = second.wait(COLLECT_S)
-    if done.code == 0 and other.exists():  # or the run had ended before the colleague came
+    if done.code != 0:
+        scene.extra.append(f"the colleague's collect ended with {done.code}: {done.err[-800:]}")
+    if other.exists():  # or the run had ended before the colleague came
         with duckdb.connect(str(other), read_only=True) as connection:
             ((copied, doubled),) = connection.execute(
                 "SELECT count(DISTINCT request_id), count(*) - count(DISTINCT request_id) FROM requests"
@@ -143,7 +152,7 @@ def black_hole(scene: Scene) -> None:
     assert scene.world.namespaces
     scene.somewhere()
     scene.fault()
-    scene.world.namespaces.drop(100)
+    scene.world.namespaces.swallow()
     time.sleep(25.0 if scene.long and scene.draw.random() < 0.3 else scene.draw.uniform(0.5, 2.0))
 
 
@@ -222,10 +231,13 @@ def _damage_journal(scene: Scene, name: str) -> None:
         if "Traceback" in words or "journal" not in words:
             scene.extra.append(f"a damaged journal ({how}) is not named: {words}")
         scene.damaged.append(words)
+        scene.repairs = None
         for part in agent.data_dir.glob("journal.sqlite*"):
             part.rename(part.with_name(f"damaged-{part.name}"))  # what the message says
         agent.start()
     scene.damaged += _said(agent)
+    if scene.repairs is not None:
+        scene.repairs = read_contents(agent.data_dir).repairs
 
 
 def database_damaged(scene: Scene) -> None:
@@ -278,6 +290,7 @@ class Kind:
     weight: int = 4
     fresh: bool = False
     """Needs a world of its own."""
+    slow: bool = False
     missing: Callable[[], str | None] = lambda: None
     gap: str = ""
     """Why the promise is known not to hold; shown, and left out of the sum."""
@@ -287,20 +300,18 @@ _clocks = functools.cache(lambda: None if clock_library() else "a C compiler is 
 _namespaces = functools.cache(namespaces.missing)
 _disks = functools.cache(mounting_missing)
 
-FROZEN_GAP = (
-    "while an agent stands still, its load process goes on; what finished meanwhile waits in a pipe that dies with it"
-)
 LOG_GAP = "a write-ahead log that was cut exactly between two of its frames cannot be told from a shorter one"
 KINDS = (
     Kind("controller killed", controller_killed, weight=8),
     Kind("controller killed while it starts", controller_killed_while_it_starts),
     Kind("agent killed", agent_killed, weight=8),
-    Kind("agent killed while frozen", agent_killed_while_frozen, gap=FROZEN_GAP),
+    Kind("agent killed while frozen", agent_killed_while_frozen),
     Kind("load process killed", load_killed, weight=6),
     Kind("host restarted (all killed)", host_restarted, weight=6),
     Kind("runtime killed (Foundry Local)", runtime_killed, "foundry", weight=6),
     Kind("agent killed (Foundry Local)", agent_killed, "foundry"),
     Kind("agent frozen", agent_frozen),
+    Kind("agent frozen for 30 s", agent_frozen_for_long, weight=1, fresh=True, slow=True),
     Kind("controller frozen", controller_frozen),
     Kind("several at once", several_at_once, weight=8),
     Kind("two controllers, one killed", two_controllers, fresh=True),
@@ -309,7 +320,7 @@ KINDS = (
     Kind("half-open (relay)", half_open_relay),
     Kind("cable out (namespaces)", cable_out, "namespaces", missing=_namespaces),
     Kind("half-open (namespaces)", black_hole, "namespaces", missing=_namespaces),
-    Kind("5 % loss (namespaces)", lost_packets, "namespaces", missing=_namespaces),
+    Kind("5 % loss (namespaces)", lost_packets, "namespaces", missing=functools.cache(namespaces.loss_missing)),
     Kind("200 ms delay (netem)", delayed_packets, "namespaces", missing=functools.cache(namespaces.netem_missing)),
     Kind("wall clock jumped", clock_jumped, "clocks", missing=_clocks),
     Kind("agent's disk full", agents_disk_full, "disks", missing=_disks),

@@ -1,6 +1,6 @@
 """Two network namespaces joined by a veth pair: an agent's machine and a controller's, as far as packets can tell.
 
-Needs root, iproute2 and nftables (Debian: ``apt install iproute2 nftables``). Delay needs the kernel's netem as well.
+Needs root and iproute2 (Debian: ``apt install iproute2``); loss needs nftables, delay the kernel's netem.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import subprocess
 from collections.abc import Sequence
 
 AGENT_ADDRESS, CONTROLLER_ADDRESS = "10.203.0.1", "10.203.0.2"
+NOBODY = "02:00:00:00:00:01"
+"""A link address that neither end has."""
 _numbers = itertools.count()
 
 
@@ -20,13 +22,28 @@ def missing() -> str | None:
     """Why there can be no namespaces here; None: there can."""
     if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need root"
-    for program, package in (("ip", "iproute2"), ("nft", "nftables")):
-        if shutil.which(program) is None:
-            return f"the program {program} is missing (Debian: apt install {package})"
+    if shutil.which("ip") is None:
+        return "the program ip is missing (Debian: apt install iproute2)"
     done = subprocess.run(["ip", "netns", "add", f"bf{os.getpid()}x"], capture_output=True, text=True)
     if done.returncode != 0:
         return f"no namespace can be made here: {done.stderr.strip()}"
     _ip("netns", "del", f"bf{os.getpid()}x")
+    return None
+
+
+def loss_missing() -> str | None:
+    """Why no packets can be lost at random here; None: they can."""
+    if reason := missing():
+        return reason
+    if shutil.which("nft") is None:
+        return "the program nft is missing (Debian: apt install nftables)"
+    lab = Namespaces()
+    try:
+        lab.drop(50)
+    except subprocess.CalledProcessError as error:
+        return f"nftables cannot drop packets here: {error.stderr.strip()}"
+    finally:
+        lab.close()
     return None
 
 
@@ -73,9 +90,14 @@ class Namespaces:
         """It is in again."""
         _ip("-n", self._names[0], "link", "set", "eth", "up")
 
+    def swallow(self) -> None:
+        """A black hole, each way: both ends send to a machine that is not there, and nobody tells them."""
+        for name, other in zip(self._names, (CONTROLLER_ADDRESS, AGENT_ADDRESS), strict=True):
+            _ip("-n", name, "neigh", "replace", other, "lladdr", NOBODY, "dev", "eth", "nud", "permanent")
+
     def drop(self, percent: int) -> None:
-        """Lose packets at random, each way, as they reach the agent's machine or leave it; 100: a black hole."""
-        rule = "drop" if percent >= 100 else f"numgen random mod 100 < {percent} drop"
+        """Lose packets at random, each way, as they reach the agent's machine or leave it."""
+        rule = f"numgen random mod 100 < {percent} drop"
         chains = "".join(
             f'chain {hook} {{ type filter hook {hook} priority 0; policy accept; {way} "eth" {rule}; }}; '
             for hook, way in (("input", "iifname"), ("output", "oifname"))
@@ -89,7 +111,10 @@ class Namespaces:
 
     def heal(self) -> None:
         """No loss, no delay, plugged in."""
-        with contextlib.suppress(subprocess.CalledProcessError):
+        for name, other in zip(self._names, (CONTROLLER_ADDRESS, AGENT_ADDRESS), strict=True):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("-n", name, "neigh", "del", other, "dev", "eth")
+        with contextlib.suppress(subprocess.CalledProcessError, OSError):
             self._run(self.agent, ["nft", "delete", "table", "inet", "faults"])
         for end in (self.agent, self.controller):
             with contextlib.suppress(subprocess.CalledProcessError, OSError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -59,7 +60,9 @@ class Tally:
     wrong: int = 0
     """Rows without such an answer, with other numbers, gaps in sequences, jobs without a definite end."""
     destroyed: int = 0
-    """Answers in a file that the trial itself damaged, said by the program to be damaged."""
+    """Answers in a file that the trial itself damaged, said by the program to be lost."""
+    gone: list[str] = field(default_factory=list)
+    """The digests of these, in one trial."""
     problems: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -72,6 +75,51 @@ class Tally:
     def kept(self) -> bool:
         """Whether the promises held."""
         return not (self.lost or self.twice or self.wrong)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Named:
+    """Events that the program says are lost: ``5, 9-12``, ``after 40``, ``everything``."""
+
+    ranges: tuple[tuple[float, float], ...]
+
+    def __init__(self, *lost: str) -> None:
+        parts = [part.strip() for text in lost for part in text.split(",") if part.strip()]
+        object.__setattr__(self, "ranges", tuple(_range(part) for part in parts))
+
+    def cover(self, sequence: int) -> bool:
+        """Whether an event is among them."""
+        return any(low <= sequence <= high for low, high in self.ranges)
+
+    @property
+    def count(self) -> float:
+        """How many they are at most."""
+        return sum(high - low + 1 for low, high in self.ranges)
+
+
+def _range(text: str) -> tuple[float, float]:
+    if text == "everything":
+        return 1, math.inf
+    if text.startswith("after "):
+        return int(text.removeprefix("after ")) + 1, math.inf
+    low, _, high = text.partition("-")
+    return int(low), int(high or low)
+
+
+def confine(tally: Tally, named: Named, sequences: Mapping[str, int]) -> None:
+    """Of what was destroyed, call lost what the program did not name.
+
+    ``sequences``: where a reader beside saw answers; of those it did not see, as many may be gone as events are named.
+    """
+    unseen = 0
+    for digest in tally.gone:
+        sequence = sequences.get(digest)
+        unseen += sequence is None
+        if named.cover(sequence) if sequence is not None else unseen <= named.count:
+            continue
+        tally.destroyed, tally.lost, tally.expected = tally.destroyed - 1, tally.lost + 1, tally.expected + 1
+        where = "at no event that was seen" if sequence is None else f"at event {sequence}"
+        tally.problems.append(f"an answer {where} is gone, of which the agent's record of losses does not speak")
 
 
 def read_record(text: str, after: int = 0) -> list[Answer]:
@@ -113,7 +161,7 @@ def reckon(
     missing = [answer for answer in complete if answer.sha256 not in stored]
     _judge_missing(missing, complete, kills_ns, concurrency, tally)
     if damage:
-        tally.destroyed, tally.lost = tally.lost, 0
+        tally.destroyed, tally.lost, tally.problems = tally.lost, 0, []
     tally.expected = len(complete) - tally.in_flight - tally.destroyed
     tally.stored = len(complete) - len(missing)
     for job in jobs:
@@ -185,6 +233,7 @@ def _judge_missing(
             tally.in_flight += 1
         else:
             tally.lost += 1
+            tally.gone.append(answer.sha256)
             tally.problems.append(
                 f"answer {answer.request} (connection {answer.connection}, {later} later ones) is not stored; "
                 + (f"answered {(kill - answer.answered_ns) / 1e6:.1f} ms before the kill" if kill else "nobody died")

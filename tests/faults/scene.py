@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import psutil
 
+from benchfleet_agent.journal_file import Repair
+
 from .processes import SIGCONT, SIGKILL, SIGSTOP, Command, Finished, TrialFailed
-from .reckoning import Tally, reckon
+from .reckoning import Named, Tally, confine, reckon
 from .world import PROMPTS, RUN_S, World
 
 
@@ -30,6 +32,8 @@ class Scene:
     kills_ns: list[int] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """What was said about files that the trial damaged; empty: nothing was damaged, or nobody noticed."""
+    repairs: Sequence[Repair] | None = ()
+    """What the agent's record says was lost; None: its journal had to be moved away."""
     damage: bool = False
     extra: list[str] = field(default_factory=list)
     run: Command = field(init=False)
@@ -81,11 +85,11 @@ class Scene:
                 self.fault()
                 self.kills_ns.append(moment)
 
-    def stop_agent(self) -> None:
+    def stop_agent(self, seconds: float | None = None) -> None:
         """Freeze the agent for a while."""
         self.fault()
         self.world.agent.signal(SIGSTOP)
-        time.sleep(self._frozen_s)
+        time.sleep(self._frozen_s if seconds is None else seconds)
         self.world.agent.signal(SIGCONT)
 
     def stop_controller(self) -> None:
@@ -135,6 +139,8 @@ class Scene:
             answers, world.requests(self.name), list(jobs.values()), self.kills_ns, self.concurrency, damage=self.damage
         )
         tally.faults = self.faults
+        if self.damage:
+            confine(tally, self._named(jobs), self._sequences(jobs))
         for problem in [*world.inconsistent(self.name, destroyed=self.damage), *self.extra]:
             tally.wrong += 1
             tally.problems.append(problem)
@@ -145,6 +151,19 @@ class Scene:
             tally.wrong += 1
             tally.problems.append(f"the agent's log: {log[log.index('Traceback') :][:1500]}")
         return tally
+
+    def _named(self, jobs: Iterable[str]) -> Named:
+        """The events whose loss is on record."""
+        if self.repairs is None:
+            return Named("everything")
+        nameless = any(not one.job_id and "cannot be named" in one.message for one in self.repairs)
+        lost = [one.lost for one in self.repairs if one.job_id in jobs]
+        return Named(*(["everything"] if nameless else []), *lost)
+
+    def _sequences(self, jobs: Iterable[str]) -> dict[str, int]:
+        """Where the reader beside saw each answer."""
+        seen = self.world.tap.jobs if self.world.tap else {}
+        return {digest: number for job in jobs if job in seen for digest, number in seen[job].places.items()}
 
 
 Inject = Callable[[Scene], None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,14 +41,25 @@ class Batch:
     setting: str
     trials: tuple[tuple[int, Kind], ...]
 
+    @property
+    def slow(self) -> bool:
+        """Whether it had better begin early."""
+        return any(kind.slow for _, kind in self.trials)
+
 
 def plan(count: int, seed: int, kinds: Sequence[Kind]) -> list[Batch]:
-    """Draw so many trials, every kind at least once; batches of what can share a world, in a random order."""
+    """Draw so many trials: first every kind once, then by weight, each part in batches of what can share a world.
+
+    Fewer than there are kinds: any of them.
+    """
     draw = random.Random(seed)
-    chosen = [*kinds[:count]]
-    chosen += draw.choices(list(kinds), [kind.weight for kind in kinds], k=max(0, count - len(chosen)))
-    draw.shuffle(chosen)
-    numbered = list(enumerate(chosen, start=1))
+    first = draw.sample(list(kinds), min(count, len(kinds)))
+    more = draw.choices(list(kinds), [kind.weight for kind in kinds], k=count - len(first))
+    numbered = list(enumerate((*first, *more), start=1))
+    return [batch for part in (numbered[: len(first)], numbered[len(first) :]) for batch in _batches(part, draw)]
+
+
+def _batches(numbered: Sequence[tuple[int, Kind]], draw: random.Random) -> list[Batch]:
     batches = [Batch(kind.setting, ((number, kind),)) for number, kind in numbered if kind.fresh]
     shared: dict[str, list[tuple[int, Kind]]] = defaultdict(list)
     for number, kind in numbered:
@@ -55,17 +68,24 @@ def plan(count: int, seed: int, kinds: Sequence[Kind]) -> list[Batch]:
     for setting, trials in shared.items():
         batches += [Batch(setting, tuple(part)) for part in _parts(trials)]
     draw.shuffle(batches)
-    return batches
+    return sorted(batches, key=lambda batch: not batch.slow)
 
 
 class Suite:
-    """Carries out trials; ``long`` lets faults take their time."""
+    """Carries out trials; ``long`` lets faults take their time.
 
-    def __init__(self, seed: int, *, long: bool = False) -> None:
+    After ``enough_s`` seconds none begins but what makes every kind come once.
+    """
+
+    def __init__(self, seed: int, *, long: bool = False, enough_s: float = math.inf) -> None:
         self.seed = seed
         self.results = {kind.name: Result(gap=kind.gap) for kind in KINDS}
         self._long = long
+        self._enough_s = enough_s
+        self._begun = time.monotonic()
         self._directory = Path(tempfile.mkdtemp(prefix="benchfleet-faults-"))
+        self._once = 0
+        """Trials, counted from the first, by which every kind has come once."""
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -77,6 +97,7 @@ class Suite:
                 self.results[kind.name].not_run = reason
             else:
                 possible.append(kind)
+        self._once = len(possible)
         pool = ThreadPoolExecutor(workers)
         try:
             for future in [pool.submit(self._carry_out, batch) for batch in plan(count, self.seed, possible)]:
@@ -101,10 +122,14 @@ class Suite:
             first = left[0][0]
             seed = self.seed * 100_003 + first
             number, kind = left[0]
+            if self._enough(number):
+                return
             try:
                 with World(self._directory / f"world{first}", batch.setting, seed) as world:
                     while left and not self._stopped.is_set():
                         number, kind = left.pop(0)
+                        if self._enough(number):
+                            return
                         if not self._trial(world, number, kind):
                             break  # what comes next shall not suffer from it
             except Exception:  # noqa: BLE001 - one world less, and said so
@@ -112,17 +137,27 @@ class Suite:
                 if left and left[0][0] == number:
                     left.pop(0)
 
+    def _enough(self, number: int) -> bool:
+        return number > self._once and time.monotonic() - self._begun > self._enough_s
+
     def _trial(self, world: World, number: int, kind: Kind) -> bool:
-        scene = Scene(world, f"trial{number}", random.Random(self.seed * 1_000_003 + number), self._long)
+        """Carry out one; once more when its moment had passed before anything could be done."""
+        tally = self._attempt(world, f"trial{number}", random.Random(self.seed * 1_000_003 + number), kind)
+        if tally.kept and not tally.faults:
+            draw = random.Random(self.seed * 1_000_033 + number)
+            tally.add(self._attempt(world, f"trial{number}again", draw, kind))
+        self._note(number, kind, tally)
+        return tally.kept
+
+    def _attempt(self, world: World, name: str, draw: random.Random, kind: Kind) -> Tally:
+        scene = Scene(world, name, draw, self._long)
         try:
             scene.begin()
             kind.inject(scene)
             scene.recover()
-            tally = scene.reckon()
+            return scene.reckon()
         except Exception:  # noqa: BLE001 - told with the trial's number
-            tally = Tally(faults=scene.faults, wrong=1, problems=[traceback.format_exc(limit=4)])
-        self._note(number, kind, tally)
-        return tally.kept
+            return Tally(faults=scene.faults, wrong=1, problems=[traceback.format_exc(limit=4)])
 
     def _note(self, number: int, kind: Kind, tally: Tally) -> None:
         with self._lock:

@@ -24,6 +24,8 @@ class Seen:
     sequences: list[int] = field(default_factory=list)
     samples: int = 0
     requests: list[event_pb2.RequestFinished] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+    """Sequences of requests by the digest of their answer."""
     ended: bool = False
 
     @property
@@ -68,6 +70,7 @@ class Tap:
                     seen.samples += len(event.samples_recorded.sample_ns)
                 if event.HasField("request_finished"):
                     seen.requests.append(event.request_finished)
+                    seen.places[event.request_finished.answer_sha256] = event.sequence
                 seen.ended = seen.ended or event.HasField("job_finished")
             if self._closed.is_set():
                 call.cancel()

@@ -1,11 +1,12 @@
 """Random faults against real processes: nothing that was answered is lost, nothing is stored twice.
 
-One suite runs for all tests of this file, two trials at a time; `python -m tests.faults` runs longer ones.
+One suite runs for all tests of this file; `python -m tests.faults` runs longer ones.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 
 import pytest
@@ -16,16 +17,23 @@ if sys.platform == "win32":
 from faults.kinds import KINDS, Kind
 from faults.suite import Result, Suite, table
 
-TRIALS = int(os.environ.get("FAULT_TRIALS", "30"))
-"""Each injects one to four faults; every kind comes at least once."""
-SEED = int(os.environ.get("FAULT_SEED", "1"))
+TRIALS = int(os.environ.get("FAULT_TRIALS", "60"))
+"""At most; every kind comes at least once. Each injects one to four faults."""
+ENOUGH_S = float(os.environ.get("FAULT_SECONDS", "90"))
+"""After so long none begins but what every kind must come once for."""
+WORKERS = int(os.environ.get("FAULT_WORKERS", "4"))
+"""Trials side by side: most of their time is waiting."""
+SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 20))
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Result]:
-    suite = Suite(SEED)
-    found = suite.run(TRIALS)
-    print(f"seed {SEED}\n{table(found)}")
+def results(request: pytest.FixtureRequest) -> dict[str, Result]:
+    """All trials, told while they run, also when everything passes."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\nFAULT_SEED={SEED}", flush=True)
+        found = Suite(SEED, enough_s=ENOUGH_S).run(TRIALS, workers=WORKERS)
+        print(f"\nFAULT_SEED={SEED}\n{table(found)}", flush=True)
     return found
 
 
@@ -38,6 +46,7 @@ def test_a_fault_loses_nothing_and_doubles_nothing(kind: Kind, results: dict[str
     if result.gap and not result.tally.kept:
         pytest.xfail(result.gap)
     assert result.trials > 0
+    assert result.tally.faults > 0
     assert (result.tally.lost, result.tally.twice, result.tally.wrong) == (0, 0, 0), "\n".join(result.tally.problems)
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from faults.reckoning import Answer, Job, Row, Tally, read_record, reckon
+from faults.reckoning import Answer, Job, Named, Row, Tally, confine, read_record, reckon
 
 ENDED = Job("finished", None, 9, last_sequence=9)
 
@@ -142,3 +142,27 @@ def test_the_record_is_read_by_request() -> None:
     found = read_record("".join(json.dumps(line) + "\n" for line in lines), after=1)
 
     assert found == [Answer(2, 3, "x", 2, 9, 11, 20)]
+
+
+@pytest.mark.parametrize(
+    ("named", "seen", "expected"),
+    [
+        (("3, 7-9",), {"sha2": 8, "sha3": 3}, (2, 0)),
+        (("3, 7-9",), {"sha2": 8, "sha3": 4}, (1, 1)),
+        (("after 40",), {"sha2": 41, "sha3": 40}, (1, 1)),
+        (("",), {}, (0, 2)),
+        (("5",), {}, (1, 1)),
+        (("5", "6"), {}, (2, 0)),
+        (("everything",), {"sha2": 1}, (2, 0)),
+    ],
+)
+def test_what_damage_destroyed_is_lost_unless_the_record_names_it(
+    named: tuple[str, ...], seen: dict[str, int], expected: tuple[int, int]
+) -> None:
+    tally = judge([answer(1), answer(2), answer(3)], [row(1)], damage=True)
+    assert (tally.destroyed, tally.lost, tally.problems) == (2, 0, [])
+
+    confine(tally, Named(*named), seen)
+
+    assert (tally.destroyed, tally.lost) == expected
+    assert (tally.expected, len(tally.problems)) == (1 + tally.lost, tally.lost)

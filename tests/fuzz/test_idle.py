@@ -13,8 +13,8 @@ import pytest
 from benchfleet.failures import Reason
 from benchfleet.transport import failure_of
 from benchfleet.v1 import agent_service_pb2 as pb
+from benchfleet_agent.followers import MAXIMUM_STREAMS
 from benchfleet_agent.jobs import MAXIMUM_TEXT
-from benchfleet_agent.service import MAXIMUM_STREAMS
 from fakes.specs import case_spec, job_spec
 from fuzz.conftest import Target, connected, flood
 from fuzz.test_requests import send_specs

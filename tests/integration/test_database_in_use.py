@@ -1,17 +1,19 @@
-"""Two processes and one database: who has it is said, and the other one waits as long as it was told to."""
+"""Two processes and one database: readers get their turn beside a run; who has the file is said, and waited for."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from fakes.scored_run import recorded_answers
-from integration.conftest import Benchfleet
+from integration.conftest import AgentProcess, Benchfleet, wait_until
 
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
@@ -70,3 +72,32 @@ def test_ctrl_c_ends_the_wait(database: Path, held: subprocess.Popen[str], comma
 
     assert waiting.returncode == 130
     assert "Traceback" not in err
+
+
+def test_others_read_the_database_while_a_run_writes_to_it(
+    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, tmp_path: Path
+) -> None:
+    agent = make_agent()
+    model = ("--model", "tiny-random", "--max-tokens", "4", "--host", f"solo={agent.address}")
+    running = benchfleet.start("run", *model, "--rounds", "10000", "--concurrency", "1,2")
+    following = threading.Thread(target=running.communicate)  # so that its progress never fills the pipe
+    following.start()
+
+    def stored() -> int:
+        try:
+            return int(benchfleet.rows("SELECT count(*) FROM requests")[0][0])
+        except duckdb.Error:
+            return 0  # it is not made yet, or the run has it just now
+
+    try:
+        wait_until(lambda: stored() > 4, 90, f"requests are stored; {agent.log()}")
+        page = tmp_path / "report.md"
+        for command in (("show",), ("compare", "last", "--by", "concurrency"), ("report", "last", "-o", str(page))):
+            done = benchfleet(*command)
+            assert done.returncode == 0, done.stderr
+        before = stored()
+        wait_until(lambda: stored() > before, 30, "the run goes on storing")
+        assert (running.poll(), page.read_text()[:1]) == (None, "#")
+    finally:
+        running.kill()
+        following.join()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import json
 import os
 import platform
 import sys
@@ -20,6 +22,7 @@ from benchfleet_agent.load.counting import Tokenizer
 from benchfleet_agent.load.feed import Feed, Pace
 from benchfleet_agent.load.record import StampSource
 from benchfleet_agent.load.settings import LoadSettings, RequestSpec, positive
+from benchfleet_agent.load.spooling import Spool
 from benchfleet_agent.load.wire import wait_until
 
 if TYPE_CHECKING:
@@ -39,18 +42,32 @@ class Events:
         self._protocol = protocol
         self._lock = threading.Lock()
         self._closed = False
+        self.spool = Spool()
 
     def send(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event, unless the end has come."""
+        self._send(_line(event, fields))
+
+    def tell(self, fields: Mapping[str, Any]) -> None:
+        """Write a request that ended, first into the spool: the parent may stand still and read nothing for long."""
+        line = _line("request", fields)
+        self.spool.write(line.encode())
+        self._send(line)
+
+    def _send(self, line: str) -> None:
         with self._lock:
             if not self._closed:
-                self._protocol.send(event, **fields)
+                self._protocol.send_line(line)
 
     def close(self) -> None:
         """Let the line being written be finished and write no other."""
         if self._lock.acquire(timeout=LAST_LINE_S):
             self._closed = True
             self._lock.release()
+
+
+def _line(event: str, fields: Mapping[str, Any]) -> str:
+    return json.dumps({"event": event, **fields}) + "\n"
 
 
 class Service:
@@ -97,6 +114,11 @@ class Service:
             message = f"the load process needs the package openai: pip install 'benchfleet[agent]' ({error})"
             raise WorkFailed(Reason.UNSUPPORTED, message) from None
         self.close()
+        try:
+            self._events.spool.open(settings.spool_path)
+        except OSError as error:
+            message = f"finished requests cannot be written to {settings.spool_path}: {error.strerror or error}"
+            raise WorkFailed(Reason.DISK_FULL if error.errno == errno.ENOSPC else Reason.INTERNAL, message) from None
         count = Tokenizer(settings.tokenizer_path) if settings.tokenizer_path else None
         context = tls_context(settings)
         kernel = self._kernel_wanted and context is None and kernel_stamps_possible()
@@ -157,7 +179,7 @@ class Service:
             if spec.scheduled_ns is not None:
                 wait_until(spec.scheduled_ns - LEAD_NS)
             record = worker.perform(spec)
-            self._events.send("request", {"round_id": round_id, **record.to_dict()})
+            self._events.tell({"round_id": round_id, **record.to_dict()})
 
 
 def pace_of(command: Mapping[str, Any]) -> Pace:

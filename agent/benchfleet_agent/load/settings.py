@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
@@ -37,6 +38,8 @@ class LoadSettings:
     """From each token to the next sign of progress; streaming only."""
     tokenizer_path: str | None = None
     """A ``tokenizer.json`` that counts when the server does not."""
+    spool_path: Path | None = None
+    """Where finished requests are noted besides (`benchfleet_agent.load.spooling`)."""
 
     @property
     def secure(self) -> bool:
@@ -67,6 +70,7 @@ class LoadSettings:
             first_token_timeout_s=positive(message, "first_token_timeout_s"),
             token_timeout_s=positive(message, "token_timeout_s"),
             tokenizer_path=None if message.get("tokenizer_path") is None else _text(message, "tokenizer_path"),
+            spool_path=None if message.get("spool_path") is None else Path(_text(message, "spool_path")),
         )
 
 

@@ -79,11 +79,13 @@ class EndpointRuntime:
         clock: Callable[[], float] = time.monotonic,
         find_service: Callable[[], str | None] = locate,
         find_owner: Callable[[int], port_owner.PortOwner] = port_owner.find,
+        check_source: Callable[[str], object] | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._find_service = find_service
         self._find_owner = find_owner
+        self._check_source = check_source or _refuse_source
         self._client = Client(normalise_url(settings.url), settings.api_key, settings.timeout_s)
         self._lock = threading.Lock()
         self._dialect: Dialect | None = None
@@ -145,10 +147,15 @@ class EndpointRuntime:
         return self.dialect().pull(model, progress, cancelled, timeout_s)
 
     def pullable(self, model: str, device: str | None) -> Model:
-        """The model of that name; one that the server does not list yet goes by its name."""
+        """The model of that name; one that the server does not list yet goes by its name.
+
+        Raises `WorkFailed` ``endpoint_not_allowed`` for a name that would have the server ask another one.
+        """
         dialect = self.dialect()
         if "pull" not in dialect.capabilities:
             raise dialect.cannot("download a model")
+        if (source := dialect.source(model)) is not None:
+            self._check_source(source)
         try:
             return dialect.resolve(model, device)
         except WorkFailed as error:
@@ -191,6 +198,10 @@ class EndpointRuntime:
             found = detect(Client(normalise_url(moved), self._settings.api_key, self._settings.timeout_s))
             self._client = found.client
             return found
+
+
+def _refuse_source(source: str) -> object:
+    raise WorkFailed(Reason.ENDPOINT_NOT_ALLOWED, f"this agent may not have models fetched from {source}")
 
 
 class EndpointSession:

@@ -200,11 +200,10 @@ def _collect(store: Store, hosts: tuple[HostTarget, ...], run_id: str | None) ->
             return EXIT_INTERRUPTED
     for problem in problems:
         say(f"benchfleet: {problem}")
-    say(
-        f"{fetched} job{'' if fetched == 1 else 's'} fetched"
-        if fetched
-        else "the hosts hold nothing that is not stored"
-    )
+    if fetched:
+        say(f"{fetched} job{'' if fetched == 1 else 's'} fetched")
+    elif not problems:  # of a host that did not answer nothing is known
+        say("the hosts hold nothing that is not stored")
     return EXIT_HOST if problems else EXIT_DONE
 
 

@@ -30,7 +30,7 @@ class AgentServiceStub:
 
     A refused call is a gRPC status whose google.rpc.Status details hold one ErrorInfo with domain
     "benchfleet" and a reason from benchfleet/failures.py. Failed work is data in the event stream.
-    Only UNAVAILABLE is worth an automatic retry.
+    Only UNAVAILABLE is worth an automatic retry, and RESOURCE_EXHAUSTED of StreamJobEvents.
     """
 
     def __init__(self, channel):
@@ -111,7 +111,7 @@ class AgentServiceServicer:
 
     A refused call is a gRPC status whose google.rpc.Status details hold one ErrorInfo with domain
     "benchfleet" and a reason from benchfleet/failures.py. Failed work is data in the event stream.
-    Only UNAVAILABLE is worth an automatic retry.
+    Only UNAVAILABLE is worth an automatic retry, and RESOURCE_EXHAUSTED of StreamJobEvents.
     """
 
     def GetHost(self, request, context):
@@ -195,8 +195,9 @@ class AgentServiceServicer:
         """A job's events above committed_sequence, ascending and gapless, first those in the journal and then
         new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
         any other end means: ask again from the last sequence you hold.
-        NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-        (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
+        NOT_FOUND: unknown job, or released long ago. OUT_OF_RANGE: events above committed_sequence were released, perhaps
+        while they were being sent (metadata: first_available_sequence, one above the last when none is left).
+        RESOURCE_EXHAUSTED: too many are reading already, or too many of this caller's (reason host_busy).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,7 +212,8 @@ class AgentServiceServicer:
 
     def ReleaseJobEvents(self, request, context):
         """The caller holds everything up to committed_sequence durably; the agent may forget an ended job whose
-        last event is covered. Releasing an unknown job is OK (it was released before).
+        last event is covered. It is kept some minutes for others who are following it and are not at its end; until then
+        it is listed nowhere. Releasing an unknown job is OK (it was released before).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -298,7 +300,7 @@ class AgentService:
 
     A refused call is a gRPC status whose google.rpc.Status details hold one ErrorInfo with domain
     "benchfleet" and a reason from benchfleet/failures.py. Failed work is data in the event stream.
-    Only UNAVAILABLE is worth an automatic retry.
+    Only UNAVAILABLE is worth an automatic retry, and RESOURCE_EXHAUSTED of StreamJobEvents.
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ class AgentServiceStub:
 
     A refused call is a gRPC status whose google.rpc.Status details hold one ErrorInfo with domain
     "benchfleet" and a reason from benchfleet/failures.py. Failed work is data in the event stream.
-    Only UNAVAILABLE is worth an automatic retry.
+    Only UNAVAILABLE is worth an automatic retry, and RESOURCE_EXHAUSTED of StreamJobEvents.
     """
 
     @_typing.overload
@@ -73,14 +73,16 @@ class AgentServiceStub:
     """A job's events above committed_sequence, ascending and gapless, first those in the journal and then
     new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
     any other end means: ask again from the last sequence you hold.
-    NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-    (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
+    NOT_FOUND: unknown job, or released long ago. OUT_OF_RANGE: events above committed_sequence were released, perhaps
+    while they were being sent (metadata: first_available_sequence, one above the last when none is left).
+    RESOURCE_EXHAUSTED: too many are reading already, or too many of this caller's (reason host_busy).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CancelJobRequest, _agent_service_pb2.CancelJobResponse]
     """Asks a job to stop; it ends with JobFinished in state CANCELLED. Cancelling an ended job changes nothing."""
     ReleaseJobEvents: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ReleaseJobEventsRequest, _agent_service_pb2.ReleaseJobEventsResponse]
     """The caller holds everything up to committed_sequence durably; the agent may forget an ended job whose
-    last event is covered. Releasing an unknown job is OK (it was released before).
+    last event is covered. It is kept some minutes for others who are following it and are not at its end; until then
+    it is listed nowhere. Releasing an unknown job is OK (it was released before).
     """
 
 @_typing.type_check_only
@@ -89,7 +91,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
     A refused call is a gRPC status whose google.rpc.Status details hold one ErrorInfo with domain
     "benchfleet" and a reason from benchfleet/failures.py. Failed work is data in the event stream.
-    Only UNAVAILABLE is worth an automatic retry.
+    Only UNAVAILABLE is worth an automatic retry, and RESOURCE_EXHAUSTED of StreamJobEvents.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -128,14 +130,16 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """A job's events above committed_sequence, ascending and gapless, first those in the journal and then
     new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
     any other end means: ask again from the last sequence you hold.
-    NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-    (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
+    NOT_FOUND: unknown job, or released long ago. OUT_OF_RANGE: events above committed_sequence were released, perhaps
+    while they were being sent (metadata: first_available_sequence, one above the last when none is left).
+    RESOURCE_EXHAUSTED: too many are reading already, or too many of this caller's (reason host_busy).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CancelJobRequest, _agent_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks a job to stop; it ends with JobFinished in state CANCELLED. Cancelling an ended job changes nothing."""
     ReleaseJobEvents: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReleaseJobEventsRequest, _agent_service_pb2.ReleaseJobEventsResponse]  # type: ignore[assignment]
     """The caller holds everything up to committed_sequence durably; the agent may forget an ended job whose
-    last event is covered. Releasing an unknown job is OK (it was released before).
+    last event is covered. It is kept some minutes for others who are following it and are not at its end; until then
+    it is listed nowhere. Releasing an unknown job is OK (it was released before).
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,7 +147,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A refused call is a gRPC status whose google.rpc.Status details hold one ErrorInfo with domain
     "benchfleet" and a reason from benchfleet/failures.py. Failed work is data in the event stream.
-    Only UNAVAILABLE is worth an automatic retry.
+    Only UNAVAILABLE is worth an automatic retry, and RESOURCE_EXHAUSTED of StreamJobEvents.
     """
 
     @_abc_1.abstractmethod
@@ -246,8 +250,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """A job's events above committed_sequence, ascending and gapless, first those in the journal and then
         new ones as they become durable. The stream ends with OK after the job's last event (JobFinished);
         any other end means: ask again from the last sequence you hold.
-        NOT_FOUND: unknown job. OUT_OF_RANGE: events above committed_sequence were released
-        (metadata: first_available_sequence). RESOURCE_EXHAUSTED: too many are reading already.
+        NOT_FOUND: unknown job, or released long ago. OUT_OF_RANGE: events above committed_sequence were released, perhaps
+        while they were being sent (metadata: first_available_sequence, one above the last when none is left).
+        RESOURCE_EXHAUSTED: too many are reading already, or too many of this caller's (reason host_busy).
         """
 
     @_abc_1.abstractmethod
@@ -265,7 +270,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.ReleaseJobEventsResponse, _abc.Awaitable[_agent_service_pb2.ReleaseJobEventsResponse]]:
         """The caller holds everything up to committed_sequence durably; the agent may forget an ended job whose
-        last event is covered. Releasing an unknown job is OK (it was released before).
+        last event is covered. It is kept some minutes for others who are following it and are not at its end; until then
+        it is listed nowhere. Releasing an unknown job is OK (it was released before).
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

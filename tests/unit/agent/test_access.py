@@ -23,12 +23,13 @@ from benchfleet_agent.access import (
     AccessPolicy,
     Caller,
     Revocations,
-    certificate_serial,
     revoked_serials,
+    serial_and_end,
 )
 from benchfleet_agent.config import ConfigError, load_config
 
 NOW = datetime.datetime(2026, 11, 23, tzinfo=datetime.UTC)
+END = NOW + datetime.timedelta(days=9)
 KEY = ec.generate_private_key(ec.SECP256R1())
 NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
 CALLS = [method.name for method in agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].methods]
@@ -45,9 +46,9 @@ def revocation_list(*serials: int, extensions: bool = True) -> bytes:
     return builder.sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def certificate(serial: int) -> bytes:
+def certificate(serial: int, end: datetime.datetime = END) -> bytes:
     return (
-        x509.CertificateBuilder(NAME, NAME, KEY.public_key(), serial, NOW, NOW + datetime.timedelta(days=9))
+        x509.CertificateBuilder(NAME, NAME, KEY.public_key(), serial, NOW, end)
         .sign(KEY, hashes.SHA256())
         .public_bytes(serialization.Encoding.DER)
     )
@@ -56,11 +57,13 @@ def certificate(serial: int) -> bytes:
 def control(tmp_path: Path, policy: AccessPolicy, *revoked: int) -> AccessControl:
     path = tmp_path / "crl.pem"
     path.write_bytes(revocation_list(*revoked))
-    return AccessControl(policy, Revocations(path))
+    return AccessControl(policy, Revocations(path), wall_clock=NOW.timestamp)
 
 
-def caller(name: str = "anna@laptop", serial: int = 5, version: str = "TLSv1.3") -> Caller:
-    return Caller(name, serial, version)
+def caller(
+    name: str = "anna@laptop", serial: int = 5, version: str = "TLSv1.3", end: datetime.datetime = END
+) -> Caller:
+    return Caller(name, serial, version, end.timestamp())
 
 
 def test_without_a_policy_every_certified_controller_may_run() -> None:
@@ -108,6 +111,7 @@ def test_reading_changes_nothing_and_covers_known_calls_only() -> None:
     [
         (None, Reason.UNAUTHENTICATED, "no certificate"),
         (caller(serial=66), Reason.UNAUTHENTICATED, "serial number 42 is revoked"),
+        (caller(end=NOW - datetime.timedelta(seconds=1)), Reason.UNAUTHENTICATED, "has expired; renew it"),
         (caller(version="TLSv1.2"), Reason.UNAUTHENTICATED, "TLS 1.3 only"),
         (caller(version=""), Reason.UNAUTHENTICATED, "TLS 1.3 only"),
         (caller("ci"), Reason.PERMISSION_DENIED, "look but not run"),
@@ -164,7 +168,14 @@ def test_serial_numbers_are_those_the_library_wrote(extensions: bool) -> None:
 
         assert revoked_serials(revocation_list(*serials, extensions=extensions)) == serials
         for serial in serials:
-            assert certificate_serial(certificate(serial)) == serial
+            assert serial_and_end(certificate(serial)) == (serial, END.timestamp())
+
+
+@pytest.mark.parametrize("year", [2049, 2050, 2100])
+def test_the_end_of_a_certificate_is_read_in_both_ways_it_is_written(year: int) -> None:
+    end = datetime.datetime(year, 2, 28, 23, 59, 58, tzinfo=datetime.UTC)
+
+    assert serial_and_end(certificate(5, end))[1] == end.timestamp()
 
 
 def test_what_is_cut_or_changed_never_hides_a_revocation_without_an_error() -> None:
@@ -180,7 +191,7 @@ def test_what_is_cut_or_changed_never_hides_a_revocation_without_an_error() -> N
         with pytest.raises(ValueError, match="no revocation list"):
             read(der[:length])
         with pytest.raises(ValueError, match="DER element"):
-            certificate_serial(der[:length])
+            serial_and_end(der[:length])
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff\xfe", revocation_list(1) * 2, revocation_list(1)[:-30]])

@@ -152,6 +152,24 @@ class TestOllama:
             asked(FakeOllama()).pull(Model("x", "x:1"), silent, never, 5)
         assert reason_of(caught) is Reason.MODEL_NOT_FOUND
 
+    @pytest.mark.parametrize(
+        ("name", "source"),
+        [
+            ("m", None),
+            ("m:1", None),
+            ("library/m:1", None),
+            ("hf.co/user/m:q4", "https://hf.co"),
+            ("10.0.0.7:5000/user/m", "https://10.0.0.7:5000"),
+            ("host:5000/m", "https://host:5000"),
+            ("localhost/user/m", "https://localhost"),
+            ("router/user/m", "https://router"),
+            ("http://router/user/m", "http://router"),
+            ("https://hf.co:443/user/m", "https://hf.co:443"),
+        ],
+    )
+    def test_a_name_tells_which_registry_a_pull_would_ask(self, name: str, source: str | None) -> None:
+        assert asked(FakeOllama()).source(name) == source
+
     def test_a_cancelled_pull_ends(self) -> None:
         with pytest.raises(WorkFailed) as caught:
             asked(FakeOllama(library=("new:1",))).pull(Model("new", "new:1"), silent, lambda: True, 5)

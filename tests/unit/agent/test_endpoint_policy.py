@@ -76,6 +76,13 @@ def test_without_a_setting_nothing_else_may(url: str) -> None:
         "http://[::1%25eth0]:8080",
         "http://①27.0.0.1:8080",
         "http://localhost.:8080",
+        "http://[::1].evil.com/v1",
+        "http://[::1]evil.com",
+        "http://evil.com[::1]",
+        "http://[::1]:80.evil.com",
+        "http://127.0.0.1:",
+        "http://127.0.0.1:+80",
+        "http://127.0.0.1:080",
         "http://127.0.0.1:0",
         "http://127.0.0.1:99999",
         "http://127.0.0.1:8080/a b",
@@ -87,6 +94,18 @@ def test_without_a_setting_nothing_else_may(url: str) -> None:
 )
 def test_urls_that_programs_read_differently_are_refused_even_for_loopback(url: str) -> None:
     assert reason(EndpointPolicy.of(), url) is Reason.INVALID_SPEC
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("LocalHost:8080/v1/", "http://localhost:8080/v1"),
+        ("http://[0:0:0::1]:8080", "http://[::1]:8080/v1"),
+        ("https://127.0.0.1/openai/v1", "https://127.0.0.1/openai/v1"),
+    ],
+)
+def test_what_is_asked_is_put_together_from_what_was_judged(url: str, asked: str) -> None:
+    assert EndpointPolicy.of().check(url) == asked
 
 
 def test_what_is_refused_is_told_with_what_to_write() -> None:

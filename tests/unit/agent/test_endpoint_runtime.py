@@ -8,11 +8,13 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from benchfleet.failures import Reason, WorkFailed
+from benchfleet_agent.endpoint_policy import EndpointPolicy
 from benchfleet_agent.runtimes import Model, Placement
 from benchfleet_agent.runtimes.endpoint import (
     API_KEY_VARIABLE,
@@ -378,3 +380,24 @@ def test_a_model_not_listed_yet_can_be_asked_of_a_library_only() -> None:
     library._client._opener = MemoryOpener(FakeOllama("old:1"))  # type: ignore[assignment]
     assert library.pullable("new:1", None) == Model("new:1", "new:1", cached=False, loaded=False)
     assert library.pullable("old:1", None).cached
+
+
+def test_a_model_of_another_registry_is_pulled_only_where_agent_toml_lists_it() -> None:
+    policy = EndpointPolicy.of(allow=["https://hf.co"])
+
+    def pullable(name: str, check: Callable[[str], object] | None) -> Model:
+        runtime = EndpointRuntime(
+            EndpointSettings("http://127.0.0.1:8080"), find_service=no_service, check_source=check
+        )
+        runtime._client._opener = MemoryOpener(FakeOllama())  # type: ignore[assignment]
+        return runtime.pullable(name, None)
+
+    assert pullable("hf.co/user/m", policy.check).variant == "hf.co/user/m"
+    for name, check in (
+        ("10.0.0.7/user/m", policy.check),
+        ("hf.co/user/m", EndpointPolicy.of().check),
+        ("a.b/m", None),
+    ):
+        with pytest.raises(WorkFailed) as caught:
+            pullable(name, check)
+        assert caught.value.failure.reason is Reason.ENDPOINT_NOT_ALLOWED

@@ -9,6 +9,7 @@ import pytest
 
 from benchfleet.failures import Reason
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_agent import journal as journal_module
 from benchfleet_agent.journal import Journal, JournalDamaged, JournalFull, JournalInUse
 from benchfleet_agent.journal_file import Contents, Serving, read_contents
 from benchfleet_agent.recorder import job_started
@@ -209,3 +210,49 @@ def test_a_full_disk_keeps_what_is_there_and_still_takes_the_last_event(tmp_path
 
     assert [event.sequence for event in journal.read("job-1", 0, 1 << 20)] == [1, 2]
     assert (tmp_path / "reserve").stat().st_size == 1 << 20
+
+
+def _ended(journal: Journal, job_id: str = "job-1", size: int = 1) -> None:
+    _accept(journal, job_id)
+    journal.append(job_id, [_event("y" * size)])
+    journal.finish(job_id, job_pb2.JOB_STATE_FINISHED, _last())
+
+
+def test_a_job_given_back_is_listed_nowhere_and_still_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    _ended(journal)
+
+    journal.give_back("job-1")
+
+    assert (journal.jobs(), journal.contents().jobs, read_contents(tmp_path).jobs) == ([], (), ())
+    assert len(journal.read("job-1", 0, 1 << 20)) == 3
+    journal.release("job-1")
+    assert (journal.job("job-1"), journal.read("job-1", 0, 1 << 20), journal.released_at("job-1")) == (None, [], 3)
+
+
+def test_a_job_given_back_makes_room_and_outlives_no_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, max_bytes=20_000)
+    _ended(journal, "job-1", 15_000)
+    journal.give_back("job-1")
+
+    _ended(journal, "job-2", 15_000)
+    gone = journal.job("job-1")
+    journal.give_back("job-2")
+    journal.close()
+    again = Journal(tmp_path)
+
+    assert (gone, again.job("job-2"), again.read("job-2", 0, 1 << 20)) == (None, None, [])
+    assert (again.released_at("job-1"), again.released_at("job-2"), again.released_at("job-3")) == (3, 3, None)
+
+
+def test_a_released_id_may_be_used_again_and_old_ones_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "MOST_TOMBSTONES", 2)
+    journal = Journal(tmp_path)
+    for job_id in ("a", "b", "c", "a"):
+        _ended(journal, job_id)
+        assert [job.job_id for job in journal.jobs()] == [job_id]
+        journal.release(job_id)
+
+    assert [journal.released_at(job_id) for job_id in ("a", "b", "c")] == [3, None, 3]

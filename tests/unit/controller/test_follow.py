@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from benchfleet.failures import Failure, Reason
+from benchfleet.transport import refusal
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_controller import campaign, fleet
@@ -22,6 +23,12 @@ from benchfleet_controller.store import Store
 
 def refused(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details="as scripted")
+
+
+def crowded() -> grpc.aio.AioRpcError:
+    status = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, Failure(Reason.HOST_BUSY, "16 callers follow jobs here"))
+    trailing = grpc.aio.Metadata(*status.trailing_metadata)
+    return grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailing, details=status.details)
 
 
 def events(first: int, last: int, *, end: bool = False) -> list[event_pb2.Event]:
@@ -129,6 +136,23 @@ def test_a_broken_stream_is_asked_again_from_what_is_committed() -> None:
 
     assert carry_out(stub, store) is None
     assert (stub.asked, stub.released) == ([3, 3], [6])
+
+
+def test_a_place_among_the_followers_is_waited_for() -> None:
+    stub, store = FakeStub(crowded(), crowded(), events(1, 2, end=True)), FakeStore(job=("pending", 0, False))
+
+    assert carry_out(stub, store) is None
+    assert store.jobs["job"] == ("finished", 2, True)
+
+
+def test_a_place_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchfleet_controller.follow.PATIENCE_S", -1.0)
+    stub, store = FakeStub(crowded()), FakeStore(job=("running", 3, False))
+
+    problem = carry_out(stub, store)
+
+    assert problem is not None
+    assert (problem.failure.reason, store.jobs["job"][0]) == (Reason.HOST_BUSY, "running")
 
 
 @pytest.mark.parametrize(

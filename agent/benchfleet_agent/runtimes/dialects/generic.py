@@ -86,6 +86,10 @@ class Dialect:
         """Take it out of memory."""
         raise self.cannot("unload a model")
 
+    def source(self, model: str) -> str | None:
+        """Where a pull of that name would go besides the server's own library, as ``scheme://host``; None: nowhere."""
+        return "/".join(model.split("/")[:3]) if "://" in model else None
+
     def pull(self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float) -> Model:
         """Download it."""
         raise self.cannot("download a model")

@@ -70,6 +70,12 @@ class Ollama(Dialect):
             raise WorkFailed(Reason.NOT_LOADED, f"{model.variant} is not in Ollama's memory")
         self.client.send("POST", "/api/generate", {"model": model.variant, "keep_alive": 0, "stream": False}, timeout_s)
 
+    def source(self, model: str) -> str | None:
+        """A registry in front of namespace and model (``hf.co/…``), which Ollama would ask in place of its library."""
+        parts = model.split("/")
+        named = len(parts) > 2 or (len(parts) > 1 and (set(".:") & set(parts[0]) or parts[0] == "localhost"))
+        return f"https://{parts[0]}" if named and "://" not in model else super().source(model)
+
     def pull(self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float) -> Model:
         """Download from Ollama's library, layer by layer. A cancelled one is resumed by the next."""
         done: dict[str, tuple[int, int]] = {}
