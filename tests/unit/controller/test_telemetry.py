@@ -22,7 +22,7 @@ def tenths(start_s: float, end_s: float) -> list[float]:
     return [start_s + n / 10 for n in range(round((end_s - start_s) * 10) + 1)]
 
 
-def made(path: Path, *, device: str = "gpu", ep: str = "CUDA", power: bool = False, **on: Any) -> Store:
+def made(path: Path, *, device: str = "gpu", ep: str = "CUDA", round_s: float = 10.0, power: str = "", **on: Any) -> Store:
     """One case with two rounds of 10 s, 100 tokens each: the board takes 10 W idle, 20 W loaded, 50 W in rounds."""
     store, job = Store(path), JobEvents()
     gpu = host_pb2.Device(device_id="gpu0", kind="gpu", display_name="GPU", driver_version="580")
@@ -30,15 +30,17 @@ def made(path: Path, *, device: str = "gpu", ep: str = "CUDA", power: bool = Fal
     job.job_started(spec("c1"), host(**({"devices": [gpu]} | on)))
     job.case_started("c1", device=device, execution_provider=ep, size_bytes=100 * MIB)
     job.loaded("c1", ep=ep)
-    joules = 0.0
+    joules, middle, end = 0.0, 12 + round_s, 12 + 2 * round_s
     for phase, round_id, start_s, end_s, watts, held in (
-        ("baseline", "", 0, 6, 10.0, 50), ("loaded", "", 6, 12, 20.0, 150), ("round", "r1", 12, 22, 50.0, 170),
-        ("round", "r2", 22, 32, 50.0, 170), ("loaded", "", 32, 33, 20.0, 150), ("after", "", 33, 34, 10.0, 60),
+        ("baseline", "", 0, 6, 10.0, 50), ("loaded", "", 6, 12, 20.0, 150), ("round", "r1", 12, middle, 50.0, 170),
+        ("round", "r2", middle, end, 50.0, 170), ("loaded", "", end, end + 1, 20.0, 150),
+        ("after", "", end + 1, end + 2, 10.0, 60),
     ):  # fmt: skip
         at = tenths(start_s, end_s)
         counted = [1e3 * (joules + watts * (time - start_s)) for time in at]
         joules += watts * (end_s - start_s)
-        energy = {"device_power_w": [watts] * len(at)} if power else {"device_energy_mj": counted}
+        wavering = [watts + (0.01 if n % 2 else -0.01) for n in range(len(at))]
+        energy = {power: wavering} if power else {"device_energy_mj": counted}
         job.samples(
             "c1", round_id, phase, at, device_id="gpu0", probe_id="nvidia",
             device_memory_used_bytes=[held * MIB] * len(at), device_busy_ratio=[0.9 * (phase == "round")] * len(at),
@@ -77,6 +79,8 @@ def test_energy_by_counter_for_a_token_and_a_request(tmp_path: Path) -> None:
     assert (case["energy_scope"], case["energy_reason"]) == ("gpu_board", None)
     assert case["energy_per_token_j"] == pytest.approx(5.0)
     assert case["energy_per_request_j"] == pytest.approx(500.0)
+    assert (case["marginal_per_token_j"], case["marginal_per_request_j"]) == pytest.approx((3.0, 300.0))
+    assert case["marginal_reason"] is None
     assert case["kwh_per_million_tokens"] == pytest.approx(5 / 3.6)
     assert case["energy_j"] == pytest.approx(1000.0)
     assert case["cost_per_million_tokens"] is None
@@ -84,9 +88,21 @@ def test_energy_by_counter_for_a_token_and_a_request(tmp_path: Path) -> None:
 
 
 def test_energy_by_power_is_the_area_below_it(tmp_path: Path) -> None:
-    (case,) = made(tmp_path / "a.duckdb", power=True).case_results()
+    (case,) = made(tmp_path / "a.duckdb", power="device_power_w").case_results()
     assert case["energy_method"] == "power"
-    assert case["energy_per_token_j"] == pytest.approx(5.0)
+    assert case["energy_per_token_j"] == pytest.approx(5.0, rel=1e-3)
+    assert case["marginal_per_token_j"] == pytest.approx(3.0, rel=1e-3)
+
+
+def test_averaged_power_is_the_last_resort_and_needs_longer_rounds(tmp_path: Path) -> None:
+    (case,) = made(tmp_path / "a.duckdb", power="device_power_average_w").case_results()
+    assert case["energy"][0]["method"] == "averaged_power"
+    assert case["energy_reason"].startswith(
+        "gpu_board: rounds of 10 s are too short for a source that moves every 1 s: ±20%"
+    )
+    (case,) = made(tmp_path / "b.duckdb", power="device_power_average_w", round_s=30.0).case_results()
+    assert (case["energy_method"], case["energy_j"]) == ("averaged_power", pytest.approx(3000.0, rel=1e-3))
+    assert case["energy_per_request_j"] == pytest.approx(1500.0, rel=1e-3)
 
 
 def test_energy_by_round_gives_intervals(tmp_path: Path) -> None:
@@ -94,6 +110,8 @@ def test_energy_by_round_gives_intervals(tmp_path: Path) -> None:
     for metric, value in (
         ("energy_per_token_j", 5.0),
         ("energy_per_request_j", 500.0),
+        ("marginal_per_token_j", 3.0),
+        ("marginal_per_request_j", 300.0),
         ("kwh_per_million_tokens", 5 / 3.6),
     ):
         values = store.round_values(metric, ["r1"])
