@@ -131,9 +131,7 @@ class Energy:
         return None if self.gross_j is None or idle_w is None else self.gross_j - idle_w * self.duration_s
 
 
-def measured(
-    scope: Scope, rounds: Window, count: int, baseline: Window | None, loaded: Window | None
-) -> Energy:
+def measured(scope: Scope, rounds: Window, count: int, baseline: Window | None, loaded: Window | None) -> Energy:
     """The energy of ``count`` counted rounds, refused where the source is too slow for them or missed some."""
     reasons: list[str] = []
     gross: float | None = rounds.joules

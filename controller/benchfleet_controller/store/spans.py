@@ -83,6 +83,7 @@ GROUP BY case_id, run_id, job_id, phase, round_id, since_round_id, probe_id, coa
 """  # noqa: S608 - our own text
 """All spans of some jobs; ``{jobs}`` is the condition on ``job_id`` (`condensed`)."""
 
+
 def _share(counter: str, gauge: str) -> str:
     """Share of time by a counter where there is one, else the mean of a ratio."""
     return (
@@ -168,9 +169,7 @@ def _parts_of_power(name: str) -> str:
 
 
 ENERGY_PARTS = ", ".join([*map(_parts_of_counter, ENERGY_COUNTERS), *map(_parts_of_power, POWERS)])
-_WITH_LONGEST = (
-    "(SELECT *, max(end_ns - start_ns) OVER (PARTITION BY case_id, phase, probe_id, device_id) AS longest_ns FROM spans)"
-)
+_WITH_LONGEST = "(SELECT *, max(end_ns - start_ns) OVER (PARTITION BY case_id, phase, probe_id, device_id) AS longest_ns FROM spans)"
 PARTS = f"""
 SELECT case_id, device_id, phase, {ENERGY_PARTS},
   {_share("device_runtime_busy_ns", "device_runtime_busy_ratio")} AS runtime_busy_ratio,

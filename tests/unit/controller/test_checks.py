@@ -38,7 +38,9 @@ def test_agents_that_took_turns_on_one_machine_are_no_alarm() -> None:
 def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
     assert check([CLEAN], [HOST]) == ()
     assert check([CLEAN | {"status": "skipped", "variant": None}]) == ()
-    assert check([CLEAN | {"energy": [APART | {"disagreement_ratio": 0.1}, APART | {"disagreement_ratio": None}]}]) == ()
+    assert (
+        check([CLEAN | {"energy": [APART | {"disagreement_ratio": 0.1}, APART | {"disagreement_ratio": None}]}]) == ()
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ def tenths(start_s: float, end_s: float) -> list[float]:
     return [start_s + n / 10 for n in range(round((end_s - start_s) * 10) + 1)]
 
 
-def made(path: Path, *, device: str = "gpu", ep: str = "CUDA", round_s: float = 10.0, power: str = "", **on: Any) -> Store:
+def made(
+    path: Path, *, device: str = "gpu", ep: str = "CUDA", round_s: float = 10.0, power: str = "", **on: Any
+) -> Store:
     """One case with two rounds of 10 s, 100 tokens each: the board takes 10 W idle, 20 W loaded, 50 W in rounds."""
     store, job = Store(path), JobEvents()
     gpu = host_pb2.Device(device_id="gpu0", kind="gpu", display_name="GPU", driver_version="580")
