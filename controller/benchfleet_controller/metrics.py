@@ -234,7 +234,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         _LOWER,
         "RAM peak, anonymous",
         "bytes",
-        "largest anonymous memory of the runtime (private elsewhere than on Linux)",
+        "largest anonymous memory of the runtime (private on Windows, the footprint on macOS)",
         by_round=ByRound(Source.SPANS, "max(anon_peak_bytes)", "1.0"),
     ),
     CaseMetric(

@@ -46,6 +46,9 @@ def _proof(case: Row, parts: Sequence[Row], devices: Sequence[Row]) -> dict[str,
     kinds = {str(one["device_id"]): str(one.get("kind") or "") for one in devices}
     ids = dict.fromkeys((*kinds, *(str(part["device_id"]) for part in parts if part["device_id"])))
     seen = [_seen(name, kinds.get(name, ""), [p for p in parts if p["device_id"] == name]) for name in ids]
+    neural = [part["neural_peak_bytes"] for part in parts if part["neural_peak_bytes"] is not None]
+    if neural:  # the Neural Engine is no device that could be listed, but the kernel counts what it holds
+        seen.append(proof.Seen("the Neural Engine", "npu", runtime_memory_bytes=max(neural)))
     declared = proof.Declared(
         device=case.get("device"),
         ep_requested=case.get("ep_requested"),

@@ -101,7 +101,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         "bytes",
         Kind.GAUGE,
         Scope.RUNTIME,
-        "highest resident memory so far, as kept by the system",
+        "highest resident memory so far, as kept by the system (Linux, Windows)",
     ),
     _metric("runtime_swap_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "swapped out"),
     _metric("runtime_major_faults", "1", Kind.COUNTER, Scope.RUNTIME, "page faults that had to read from disk"),
@@ -153,6 +153,19 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
     _metric("device_throttle_reasons", "mask", Kind.GAUGE, Scope.DEVICE, "what slows it down: see THROTTLE_REASONS"),
     _metric("device_power_throttle_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time slowed down by a power limit"),
     _metric("device_thermal_throttle_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time slowed down by heat"),
+    _metric(
+        "runtime_footprint_bytes",
+        "bytes",
+        Kind.GAUGE,
+        Scope.RUNTIME,
+        "memory that the processes answer for: compressed and the GPU's too, clean pages of files not (macOS)",
+    ),
+    _metric(
+        "runtime_footprint_highest_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "highest of these footprints (macOS)"
+    ),
+    _metric(
+        "runtime_neural_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "what the Neural Engine holds for them (macOS 13)"
+    ),
 )
 
 BY_NAME: dict[str, SampleMetric] = {metric.name: metric for metric in SAMPLE_METRICS}

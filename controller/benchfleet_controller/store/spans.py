@@ -38,7 +38,7 @@ def _mean(name: str) -> str:
 _LINE = "PARTITION BY case_id, phase, since_round_id, probe_id, device_id ORDER BY sample_ns"
 _USED = (
     *_COUNTERS, *_GAUGES, *_WINDOWED, "runtime_rss_bytes", "runtime_anon_bytes", "runtime_file_bytes",
-    "host_swap_used_bytes", "host_available_bytes", "device_memory_used_bytes", "device_memory_runtime_bytes",
+    "runtime_footprint_bytes", "runtime_neural_bytes", "host_swap_used_bytes", "host_available_bytes", "device_memory_used_bytes", "device_memory_runtime_bytes",
     "device_shared_memory_bytes", "device_throttle_reasons", "on_battery", "host_cpu_clock_hz",
 )  # fmt: skip
 
@@ -47,7 +47,10 @@ SELECT case_id, run_id, job_id, phase, round_id, probe_id, coalesce(device_id, '
   min(sample_ns) AS start_ns, max(sample_ns) AS end_ns, max(sample_ns - before_ns) AS largest_gap_ns,
   min_by(runtime_rss_bytes, sample_ns) AS rss_first_bytes, max_by(runtime_rss_bytes, sample_ns) AS rss_last_bytes,
   max(runtime_rss_bytes) AS rss_peak_bytes, median(runtime_rss_bytes) AS rss_median_bytes,
-  max(runtime_anon_bytes) AS anon_peak_bytes, max_by(runtime_anon_bytes, sample_ns) AS anon_last_bytes,
+  -- Where no anonymous memory is told (macOS), the footprint is what is nearest to it.
+  max(coalesce(runtime_anon_bytes, runtime_footprint_bytes)) AS anon_peak_bytes,
+  max_by(coalesce(runtime_anon_bytes, runtime_footprint_bytes), sample_ns) AS anon_last_bytes,
+  max(runtime_neural_bytes) AS neural_peak_bytes,
   max(runtime_file_bytes) AS file_peak_bytes, max_by(runtime_file_bytes, sample_ns) AS file_last_bytes,
   max(host_swap_used_bytes) AS swap_peak_bytes, min_by(host_swap_used_bytes, sample_ns) AS swap_first_bytes,
   min(host_available_bytes) AS available_least_bytes, median(host_available_bytes) AS available_median_bytes,
@@ -176,6 +179,7 @@ SELECT case_id, device_id, phase, {ENERGY_PARTS},
   {_share("device_busy_ns", "device_busy_ratio")} AS busy_ratio,
   max(device_runtime_peak_bytes) AS runtime_peak_bytes,
   max(device_used_peak_bytes) AS used_peak_bytes, max(device_used_median_bytes) AS used_median_bytes,
+  max(neural_peak_bytes) AS neural_peak_bytes,
   min(available_least_bytes) AS available_least_bytes, max(available_median_bytes) AS available_median_bytes,
   max(device_shared_peak_bytes) AS shared_peak_bytes, max(device_shared_median_bytes) AS shared_median_bytes
 FROM {_WITH_LONGEST} GROUP BY case_id, device_id, phase

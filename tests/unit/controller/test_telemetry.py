@@ -235,12 +235,14 @@ def test_a_case_that_never_ran_claims_nothing(tmp_path: Path) -> None:
     json.dumps({name: case[name] for name in told} | {"round_troubles": case["round_troubles"]})
 
 
-def worked(path: Path, *samples: tuple[str, str, float, float, dict[str, Any]], **on: Any) -> dict[str, Any]:
-    """The GPU case of one round made of (phase, probe, start, end, value by metric) read ten times a second."""
+def worked(
+    path: Path, *samples: tuple[str, str, float, float, dict[str, Any]], device: str = "gpu", **on: Any
+) -> dict[str, Any]:
+    """The case of one round made of (phase, probe, start, end, value by metric) read ten times a second."""
     store, job = Store(path), JobEvents()
     job.job_started(spec("c1"), host(**on))
-    job.case_started("c1", device="gpu", size_bytes=100 * MIB)
-    job.loaded("c1")
+    job.case_started("c1", device=device, size_bytes=100 * MIB)
+    job.loaded("c1", ep="")
     for phase, probe_id, start_s, end_s, values in samples:
         at = tenths(start_s, end_s)
         columns = {name: [value(time) for time in at] if callable(value) else value for name, value in values.items()}
@@ -319,6 +321,14 @@ def test_busy_time_and_clocks_of_the_round_alone(tmp_path: Path) -> None:
     )
     assert case["gpu_busy_ratio"] == pytest.approx(0.25)
     assert case["conditions_of_round"]["cpu_clock_hz"] == 3e9
+
+
+def test_what_the_neural_engine_holds_proves_it_and_footprints_stand_for_anonymous_memory(tmp_path: Path) -> None:
+    held = {"runtime_neural_bytes": 80 * MIB, "runtime_footprint_bytes": 90 * MIB}
+    case = worked(tmp_path / "a.duckdb", ("round", "macos", 10, 12, held), device="npu")
+    assert case["device_proof"] == "confirmed"
+    assert case["device_evidence"] == ["the Neural Engine held 80 MiB of the runtime; the model is 100 MiB"]
+    assert case["ram_anon_peak_bytes"] == 90 * MIB
 
 
 def test_two_sources_of_one_energy_are_held_against_each_other(tmp_path: Path) -> None:
