@@ -1,4 +1,4 @@
-"""What a host uses when it does nothing: it is left alone for a while before a load and after it. Pure; time is injected.
+"""What a host uses when it does nothing: it is left alone before a load and after it. Pure; time is injected.
 
 Energy above that is what the work took. A counter that moves every tenth of a second needs seconds to tell power well.
 """
@@ -13,8 +13,8 @@ DEFAULT_IDLE_BASELINE_S = 10.0
 SLICE_S = 0.5
 """How often the wait looks whether the case must end."""
 METERED = frozenset({
-    "cpu_package_energy_uj", "device_energy_mj", "device_power_w", "device_power_average_w", "system_power_w",
-    "battery_discharge_w",
+    "cpu_package_energy_uj", "device_energy_mj", "device_power_w", "device_power_average_w",
+    "device_module_power_w", "system_power_w", "battery_discharge_w",
 })  # fmt: skip
 """Metrics that tell energy or power."""
 

@@ -21,7 +21,7 @@ MOST_EDGE_ERROR = 0.1
 COUNTER_PERIOD_S = 0.1
 """How often energy counters move where that was not seen; NVML's and most others' lie between 1 and 100 ms."""
 STILL_PERIOD_S = 1.0
-"""How often power that was read the same every time is taken to be renewed: the slowest that is read many times a second."""
+"""How often power that was read the same every time is taken to be renewed; nothing that is read often is slower."""
 STILL_READ_S = 0.5
 """Read less often, it may as well be stuck."""
 AVERAGE_S = 1.0
@@ -38,6 +38,8 @@ class Scope(StrEnum):
 
     GPU_BOARD = "gpu_board"
     CPU_PACKAGE = "cpu_package"
+    MODULE = "module"
+    """A GPU with its CPU (NVIDIA Grace), which tells no other power."""
     SYSTEM = "system"
     PARTS = "parts"
     """Processor packages and the boards of all dedicated devices of the host, added up."""
@@ -195,7 +197,7 @@ def headline(energies: Sequence[Energy], *, dedicated: bool, boards: int) -> Hea
         parts = [one for one in (package, board) if one is not None]
         return _speaking(Scope.PARTS, parts)
     if holds is None:
-        holds = found.get(Scope.SYSTEM)
+        holds = found.get(Scope.MODULE) or found.get(Scope.SYSTEM)
     if holds is not None:
         return _speaking(holds.scope, [holds])
     refused = [reason for one in energies if one.gross_j is None for reason in one.reasons[:1]]

@@ -341,6 +341,7 @@ DEFAULT_COMPARED = ("ttft_p50_s", "decode_tokens_per_s", "e2e_p50_s", "output_to
 
 MARGINAL_METRICS = ("marginal_per_token_j", "marginal_per_request_j")
 ENERGY_METRICS = (
-    "energy_per_token_j", "energy_per_request_j", *MARGINAL_METRICS, "kwh_per_million_tokens", "cost_per_million_tokens",
+    "energy_per_token_j", "energy_per_request_j", *MARGINAL_METRICS, "kwh_per_million_tokens",
+    "cost_per_million_tokens",
 )  # fmt: skip
 """What rests on the energy that ``energy_scope`` names."""

@@ -16,7 +16,12 @@ from benchfleet_controller.energy import Energy, Method, Scope, Window
 Row = Mapping[str, Any]
 
 _COUNTERS = ((Scope.GPU_BOARD, "device_energy_mj", 1e-3), (Scope.CPU_PACKAGE, "cpu_package_energy_uj", 1e-6))
-_POWERS = ((Scope.GPU_BOARD, "device_power_w"), (Scope.SYSTEM, "system_power_w"), (Scope.SYSTEM, "battery_discharge_w"))
+_POWERS = (
+    (Scope.GPU_BOARD, "device_power_w"),
+    (Scope.MODULE, "device_module_power_w"),
+    (Scope.SYSTEM, "system_power_w"),
+    (Scope.SYSTEM, "battery_discharge_w"),
+)
 _AVERAGED = ((Scope.GPU_BOARD, "device_power_average_w"),)
 _SOURCES = (
     *((scope, name, Method.COUNTER, factor) for scope, name, factor in _COUNTERS),

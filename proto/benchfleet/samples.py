@@ -164,6 +164,14 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         "runtime_footprint_highest_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "highest of these footprints (macOS)"
     ),
     _metric(
+        "device_module_power_w",
+        "w",
+        Kind.GAUGE,
+        Scope.DEVICE,
+        "power of the module of a GPU and its CPU, where the GPU's own is not told (NVIDIA Grace)",
+        integer=False,
+    ),
+    _metric(
         "runtime_neural_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "what the Neural Engine holds for them (macOS 13)"
     ),
 )

@@ -229,9 +229,7 @@ def _of_energy(case: Row, warn: Warn) -> Iterator[Warned]:
                 f"{one['scope']}: {one['method']} says {one['gross_j']:.3g} J, {one['second_method']} "
                 f"{one['second_j']:.3g} J: {ratio:.0%} apart"
             )
-            yield warn(
-                Code.ENERGY_DISAGREES, message, "one of the two sensors is wrong: check with a meter at the plug"
-            )
+            yield warn(Code.ENERGY_DISAGREES, message, "one of the two is wrong: check with a meter at the plug")
 
 
 def _of_forecast(case: Row, warn: Warn) -> Iterator[Warned]:

@@ -326,7 +326,8 @@ def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[st
                  sum(host_cpu_throttle_count) AS cpu_throttle_count,
                  max(host_memory_pressure_us * 1e3 / nullif(end_ns - start_ns, 0)) AS memory_pressure_ratio,
                  min(available_least_bytes) AS available_least_bytes, min(on_battery_least) AS on_battery_least,
-                 max(on_battery_most) AS on_battery_most, max(cpu_clock_hz) AS cpu_clock_hz, max(largest_gap_ns) / 1e9 AS largest_gap_s,
+                 max(on_battery_most) AS on_battery_most, max(cpu_clock_hz) AS cpu_clock_hz,
+                 max(largest_gap_ns) / 1e9 AS largest_gap_s,
                  max(samples) AS samples
           {condensed.SPANS.told} WHERE phase = 'round' GROUP BY round_id)
         SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,

@@ -15,7 +15,7 @@ _COUNTERS = (
     "cpu_package_energy_uj", "device_busy_ns", "device_runtime_busy_ns", "device_power_throttle_ns",
     "device_thermal_throttle_ns", "host_cpu_throttle_count", "host_memory_pressure_us",
 )  # fmt: skip
-_GAUGES = ("device_power_w", "system_power_w", "battery_discharge_w")
+_GAUGES = ("device_power_w", "device_module_power_w", "system_power_w", "battery_discharge_w")
 _WINDOWED = ("device_busy_ratio", "device_runtime_busy_ratio", "device_power_average_w")
 POWERS = (*_GAUGES, "device_power_average_w")
 """How often they change is kept too: ``<name>_changes``."""
@@ -38,7 +38,8 @@ def _mean(name: str) -> str:
 _LINE = "PARTITION BY case_id, phase, since_round_id, probe_id, device_id ORDER BY sample_ns"
 _USED = (
     *_COUNTERS, *_GAUGES, *_WINDOWED, "runtime_rss_bytes", "runtime_anon_bytes", "runtime_file_bytes",
-    "runtime_footprint_bytes", "runtime_neural_bytes", "host_swap_used_bytes", "host_available_bytes", "device_memory_used_bytes", "device_memory_runtime_bytes",
+    "runtime_footprint_bytes", "runtime_neural_bytes", "host_swap_used_bytes", "host_available_bytes",
+    "device_memory_used_bytes", "device_memory_runtime_bytes",
     "device_shared_memory_bytes", "device_throttle_reasons", "on_battery", "host_cpu_clock_hz",
 )  # fmt: skip
 
@@ -172,7 +173,8 @@ def _parts_of_power(name: str) -> str:
 
 
 ENERGY_PARTS = ", ".join([*map(_parts_of_counter, ENERGY_COUNTERS), *map(_parts_of_power, POWERS)])
-_WITH_LONGEST = "(SELECT *, max(end_ns - start_ns) OVER (PARTITION BY case_id, phase, probe_id, device_id) AS longest_ns FROM spans)"
+_WITH_LONGEST = """(
+  SELECT *, max(end_ns - start_ns) OVER (PARTITION BY case_id, phase, probe_id, device_id) AS longest_ns FROM spans)"""
 PARTS = f"""
 SELECT case_id, device_id, phase, {ENERGY_PARTS},
   {_share("device_runtime_busy_ns", "device_runtime_busy_ratio")} AS runtime_busy_ratio,
