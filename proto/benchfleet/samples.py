@@ -40,7 +40,7 @@ class SampleMetric:
     integer: bool
     description: str
     window: str = ""
-    """What a windowed metric is a mean over."""
+    """What a windowed metric is a mean over, by the vendor whose driver tells it."""
 
 
 def _metric(
@@ -72,7 +72,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "share of time a kernel ran",
         integer=False,
-        window="1/6 to 1 s, by product",
+        window="NVIDIA: 1/6 to 1 s, by product; AMD: not documented; Apple: not documented",
     ),
     _metric("device_power_w", "w", Kind.GAUGE, Scope.DEVICE, "board power", integer=False),
     _metric("device_energy_mj", "mj", Kind.COUNTER, Scope.DEVICE, "board energy in millijoules"),
@@ -127,7 +127,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "share of time the runtime's kernels ran",
         integer=False,
-        window="the last second",
+        window="NVIDIA: the last second",
     ),
     _metric(
         "device_memory_busy_ratio",
@@ -136,7 +136,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "share of time memory was read or written",
         integer=False,
-        window="1/6 to 1 s, by product",
+        window="NVIDIA: 1/6 to 1 s, by product; AMD: not documented",
     ),
     _metric(
         "device_power_average_w",
@@ -145,7 +145,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "board power as the driver averages it",
         integer=False,
-        window="1 s on NVIDIA Ampere and newer",
+        window="NVIDIA from Ampere on: 1 s; AMD: not documented, taken for 1 s",
     ),
     _metric("device_power_limit_w", "w", Kind.GAUGE, Scope.DEVICE, "limit in force", integer=False),
     _metric("device_clock_hz", "hz", Kind.GAUGE, Scope.DEVICE, "clock of the compute units", integer=False),
