@@ -68,6 +68,8 @@ class Window:
     moves: int
     """How often the value changed between readings."""
     method: Method = Method.COUNTER
+    spread_w: float | None = None
+    """Of power: the highest reading less the lowest."""
 
     @property
     def period_s(self) -> float:
@@ -90,6 +92,13 @@ class Window:
     def edge_error_ratio(self) -> float:
         """How far the energy may be off because the source moves in steps."""
         return 2 * self.period_s * self.spans / self.seconds if self.seconds > 0 else 2.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether power was read often and hardly changed: then it matters little how often it is renewed."""
+        steps = self.readings - self.spans
+        often = steps > 0 and self.seconds / steps <= STILL_READ_S
+        return often and self.spread_w is not None and self.spread_w <= MOST_EDGE_ERROR * self.watts
 
     @property
     def watts(self) -> float:
@@ -162,7 +171,7 @@ def _no_idle(window: Window | None) -> str:
     advice = f"use --idle-baseline {max(FEWEST_IDLE_S, _seconds_needed(window)):.0f} or more"
     if window.seconds < FEWEST_IDLE_S:
         return f"{window.seconds:.1f} s are too few ({FEWEST_IDLE_S:g} s at least); {advice}"
-    if window.edge_error_ratio > MOST_EDGE_ERROR:
+    if window.edge_error_ratio > MOST_EDGE_ERROR and not window.steady:
         pieces = "" if window.spans == 1 else f" in {window.spans} pieces"
         return (
             f"{window.seconds:.1f} s{pieces} are too few for a source that moves every {window.period_s:.2g} s: "

@@ -139,6 +139,7 @@ def _window(parts: Sequence[Row], name: str, method: Method, factor: float, phas
         readings=min(part[f"{name}_readings"] for part in mine),
         moves=min(part[f"{name}_moves"] for part in mine),
         method=method,
+        spread_w=None if method is Method.COUNTER else sum(part[f"{name}_spread"] for part in mine),
     )
 
 

@@ -18,7 +18,7 @@ _COUNTERS = (
 _GAUGES = ("device_power_w", "device_module_power_w", "system_power_w", "battery_discharge_w")
 _WINDOWED = ("device_busy_ratio", "device_runtime_busy_ratio", "device_power_average_w")
 POWERS = (*_GAUGES, "device_power_average_w")
-"""How often they change is kept too: ``<name>_changes``."""
+"""How often and how far they change is kept too: ``<name>_changes``, ``_least``, ``_most``."""
 ENERGY_COUNTERS = ("device_energy_mj", "cpu_package_energy_uj")
 """How often they move is kept too: ``<name>_steps``."""
 
@@ -68,6 +68,7 @@ SELECT case_id, run_id, job_id, phase, round_id, probe_id, coalesce(device_id, '
   -- Readings at the edges are taken before and after the work.
   avg(host_cpu_clock_hz) FILTER (WHERE before_ns IS NOT NULL AND after_ns IS NOT NULL) AS cpu_clock_hz,
   {", ".join(f"count(*) FILTER (WHERE {name} <> {name}_before) AS {name}_changes" for name in POWERS)},
+  {", ".join(f"min({name}) AS {name}_least, max({name}) AS {name}_most" for name in POWERS)},
   {", ".join(f"count(DISTINCT {name}) - 1 AS {name}_steps" for name in ENERGY_COUNTERS)},
   {", ".join(_growth(name) for name in _COUNTERS)},
   {", ".join(_mean(name) for name in (*_GAUGES, *_WINDOWED))}
@@ -126,8 +127,8 @@ WITH cpu AS (
     SELECT case_id, device_id, max(device_runtime_peak_bytes) AS own,
            greatest(0, max(device_used_peak_bytes) FILTER (WHERE phase <> 'baseline')
                        - max(device_used_median_bytes) FILTER (WHERE phase = 'baseline')) AS grown,
-           2 * sum(device_runtime_readings) FILTER (WHERE phase = 'round')
-             < sum(samples) FILTER (WHERE phase = 'round' AND device_used_peak_bytes IS NOT NULL) AS at_edges,
+           10 * sum(device_runtime_readings) FILTER (WHERE phase IN ('loaded', 'warmup', 'round'))
+             < 9 * sum(samples) FILTER (WHERE phase IN ('loaded', 'warmup', 'round')) AS at_edges,
            CASE WHEN own IS NULL OR (at_edges AND own > 0 AND grown > own) THEN 'device_delta'
                 WHEN at_edges THEN 'process_at_edges' ELSE 'process' END AS basis,
            CASE basis WHEN 'device_delta' THEN grown ELSE own END AS peak,
@@ -168,7 +169,8 @@ def _parts_of_power(name: str) -> str:
     return (
         f"sum({name} * (end_ns - start_ns) / 1e9) {there} AS {name}_sum, count(*) {there} AS {name}_spans, "
         f"sum(end_ns - start_ns) {there} / 1e9 AS {name}_s, sum({name}_n) {there}::BIGINT AS {name}_readings, "
-        f"sum({name}_changes) {there}::BIGINT AS {name}_moves"
+        f"sum({name}_changes) {there}::BIGINT AS {name}_moves, "
+        f"max({name}_most) {there} - min({name}_least) {there} AS {name}_spread"
     )
 
 

@@ -60,6 +60,16 @@ def test_power_is_renewed_no_faster_than_it_is_read_moves_or_is_averaged(window:
     assert window.period_s == pytest.approx(period_s)
 
 
+def test_idle_power_that_hardly_changes_is_known_however_seldom_it_is_renewed() -> None:
+    def idle_w(readings: int, spread_w: float) -> float | None:
+        window = Window(10.0, 1, 80.0, readings, 2, POWER, spread_w)
+        return measured(Scope.GPU_BOARD, ROUNDS, 5, window, None).idle_host_w
+
+    assert idle_w(101, 0.05) == 8.0
+    assert idle_w(101, 3.0) is None, "it was still falling"
+    assert idle_w(11, 0.05) is None, "read once a second, it may as well be stuck"
+
+
 def test_a_battery_read_once_a_second_says_nothing_of_a_round_of_three() -> None:
     found = measured(Scope.SYSTEM, Window(9.0, 3, 90.0, 12, 9, POWER), 3, None, None)
     assert found.gross_j is None
