@@ -1,9 +1,10 @@
 """What does measuring cost? The agent at rest, the sampler at work, and the model's speed with and without it.
 
-Three parts, each against its target:
+Four parts, each against its target where it has one:
 
 - the agent at rest: resident memory and CPU time of a served agent that nobody asks anything;
 - sampling: CPU time of the sampler's thread with the default probes at 100 ms, looking at a busy process tree;
+- the agent in a job: its memory and CPU time while it samples, keeps the journal and streams;
 - the model: tokens/s of the real runtime with the reference model, with readings every 100 ms and (nearly) without,
   in pairs of jobs that take turns in going first. Readings at the edges of phases are taken in both.
 
@@ -42,6 +43,8 @@ from benchfleet_controller.demo import running_agent
 REST_MB, REST_RATIO, SAMPLING_RATIO, SPEED_RATIO = 60.0, 0.002, 0.01, 0.99
 SETTLE_S = 5.0
 PERIOD_ON_MS, PERIOD_OFF_MS = 100, 60_000
+QUIET_RATIO = 0.05
+"""Share of all processors that other programs may have used for the figures to be quoted."""
 TEXT = "Explain how a steam engine turns heat into motion, step by step, for somebody who has never seen one."
 
 PAGE = """\
@@ -49,18 +52,20 @@ PAGE = """\
 
 Written by `python benchmarks/overhead.py --write docs/overhead.md` on {date}: {machine}, Python {python}.
 
-Other work ran on the machine meanwhile (load averages {load} at the end, this benchmark's own included), so the
-figures are provisional: make the page anew on a quiet machine before quoting it.
+{others}
 
 | what | measured | target | |
 | --- | --- | --- | --- |
 {rows}
 
+In a job: the agent's own process, from StartJob to the last event, over the jobs with readings every {on_ms} ms; its
+children (load process, runtime) apart. The medians over jobs count.
+
 At rest: an agent started with `benchfleet-agent serve`, {settle_s:g} s after it listens, over {seconds:g} s; most
 systems count CPU time in ticks of 10 ms.
 
 Sampling: CPU time of a process that does nothing but run the sampler with the default probes at their own periods
-(fast ones every {on_ms} ms) on a tree of three busy processes of 64 MiB and 8 threads each. The lowest of three spans
+(fast ones every {on_ms} ms) on a tree of three busy processes of 64 MiB and 8 threads each. The median of three spans
 of {seconds:g} s counts, all are given.
 
 Tokens/s: Foundry Local's runtime with the model {model} on all cores; the decode rate of all counted answers of a
@@ -87,17 +92,19 @@ class Finding:
     measured: str
     target: str
     kept: bool | None
-    """None: too uncertain to say."""
+    """None: too uncertain to say, or there is no target."""
 
     @property
     def verdict(self) -> str:
+        if not self.target:
+            return "no target"
         return "too noisy to say" if self.kept is None else "kept" if self.kept else "**not kept**"
 
 
 def at_rest(seconds: float) -> list[Finding]:
     """Resident memory and CPU share of an agent that serves nobody."""
     with tempfile.TemporaryDirectory() as folder, running_agent(Path(folder), "all"):
-        (agent,) = [child for child in psutil.Process().children() if "benchfleet_agent" in " ".join(child.cmdline())]
+        agent = _agent()
         time.sleep(SETTLE_S)
         before = agent.cpu_times()
         time.sleep(seconds)
@@ -111,7 +118,7 @@ def at_rest(seconds: float) -> list[Finding]:
 
 
 def sampling(seconds: float) -> list[Finding]:
-    """CPU share of the sampler with the default probes, on a tree of busy processes; the best of three spans."""
+    """CPU share of the sampler with the default probes, on a tree of busy processes; the median of three spans."""
     context = multiprocessing.get_context("spawn")
     root = context.Process(target=_busy_tree, daemon=False)
     root.start()
@@ -131,7 +138,7 @@ def sampling(seconds: float) -> list[Finding]:
         for process in (*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)):
             process.kill()
         root.join()
-    share = min(shares)
+    share = statistics.median(shares)
     measured = f"{share:.2%} of a core ({', '.join(f'{one:.2%}' for one in sorted(shares))})"
     return [Finding("sampling every 100 ms: CPU", measured, f"≤ {SAMPLING_RATIO:.0%}", share <= SAMPLING_RATIO)]
 
@@ -163,17 +170,26 @@ def _wait_for_tree(pid: int) -> None:
 
 
 def speed(pairs: int, rounds: int, max_tokens: int, model: str) -> tuple[list[Finding], list[float]]:
-    """Tokens/s with readings over tokens/s without, one ratio a pair."""
-    ratios = []
+    """Tokens/s with readings over tokens/s without, one ratio a pair; and the agent's own use in jobs with them."""
+    ratios: list[float] = []
+    uses: list[tuple[float, float]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         running_agent(Path(folder), "all") as address,
         grpc.insecure_channel(address) as channel,
     ):
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)
+        agent = _agent()
         for pair in range(pairs + 1):
             order = (PERIOD_ON_MS, PERIOD_OFF_MS) if pair % 2 else (PERIOD_OFF_MS, PERIOD_ON_MS)
-            rates = {period: _rate(_job(stub, period, rounds, max_tokens, model)) for period in order}
+            rates = {}
+            for period in order:
+                begun, before = time.perf_counter(), agent.cpu_times()
+                rates[period] = _rate(_job(stub, period, rounds, max_tokens, model))
+                if pair and period == PERIOD_ON_MS:
+                    duration_s, after = time.perf_counter() - begun, agent.cpu_times()
+                    share = (after.user + after.system - before.user - before.system) / duration_s
+                    uses.append((share, agent.memory_info().rss / 1e6))
             say = f"{rates[PERIOD_ON_MS]:.1f} with, {rates[PERIOD_OFF_MS]:.1f} without"
             print(f"{'warm-up pair' if pair == 0 else f'pair {pair}'}: {say} (tokens/s)", file=sys.stderr)
             if pair:
@@ -182,7 +198,18 @@ def speed(pairs: int, rounds: int, max_tokens: int, model: str) -> tuple[list[Fi
     low, high = interval(ratios)
     measured = f"{middle:.4f} (95 % interval {low:.4f} to {high:.4f}, {pairs} pairs)"
     kept = True if low >= SPEED_RATIO else False if high < SPEED_RATIO else None
-    return [Finding("tokens/s with / without sampling", measured, f"≥ {SPEED_RATIO}", kept)], ratios
+    share, memory_mb = (statistics.median(values) for values in zip(*uses, strict=True))
+    return [
+        Finding("agent in a job: resident", f"{memory_mb:.1f} MB", "", None),
+        Finding("agent in a job: CPU", f"{share:.2%} of a core", "", None),
+        Finding("tokens/s with / without sampling", measured, f"≥ {SPEED_RATIO}", kept),
+    ], ratios
+
+
+def _agent() -> psutil.Process:
+    """The agent that was started last."""
+    (agent,) = [child for child in psutil.Process().children() if "benchfleet_agent" in " ".join(child.cmdline())]
+    return agent
 
 
 def interval(ratios: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
@@ -220,6 +247,7 @@ def _job(
         cases=[case],
         sample_period_ms=period_ms,
         skip_certificate=True,
+        idle_baseline_s=0,
     )
     job_id = str(uuid.uuid4())
     stub.StartJob(agent_service_pb2.StartJobRequest(job_id=job_id, spec=spec))
@@ -250,21 +278,58 @@ def _rate(events: Iterable[event_pb2.Event]) -> float:
     return tokens * 1e9 / duration_ns
 
 
-def page(findings: Sequence[Finding], ratios: Sequence[float], arguments: argparse.Namespace) -> str:
+@dataclass(frozen=True)
+class Work:
+    """Processor time so far, in seconds: of the whole machine, and of this benchmark with its ended children."""
+
+    busy_s: float
+    total_s: float
+    own_s: float
+
+    @classmethod
+    def now(cls) -> Work:
+        cpu, own = psutil.cpu_times()._asdict(), os.times()
+        total = sum(
+            cpu.get(name, 0.0) for name in ("user", "system", "nice", "idle", "iowait", "irq", "softirq", "steal")
+        )
+        idle = cpu["idle"] + cpu.get("iowait", 0.0)
+        return cls(total - idle, total, own.user + own.system + own.children_user + own.children_system)
+
+
+def others_ratio(before: Work, after: Work) -> float | None:
+    """Share of all processors that other programs used; None: this system does not count the time of children."""
+    if os.name != "posix" or after.total_s <= before.total_s:
+        return None
+    others_s = after.busy_s - before.busy_s - (after.own_s - before.own_s)
+    return max(0.0, others_s) / (after.total_s - before.total_s)
+
+
+def judged(ratio: float | None) -> str:
+    """What other work on the machine makes of the figures."""
+    if ratio is None:
+        return "Whether other work ran on the machine meanwhile is not known here: quote figures of a quiet one only."
+    said = f"Other programs used {ratio:.1%} of the machine's processors meanwhile"
+    if ratio <= QUIET_RATIO:
+        return f"{said}, little enough to quote the figures."
+    return f"{said}, so the figures are provisional: make the page anew on a quiet machine before quoting it."
+
+
+def page(
+    findings: Sequence[Finding], ratios: Sequence[float], others: float | None, arguments: argparse.Namespace
+) -> str:
     """The page docs/overhead.md."""
-    rows = [f"| {f.what} | {f.measured} | {f.target} | {f.verdict} |" for f in findings]
+    rows = [f"| {f.what} | {f.measured} | {f.target or '–'} | {f.verdict} |" for f in findings]
     probes = [
         f"| {p.probe_id} | {p.period_ms} | {'–' if p.cost_us is None else f'{p.cost_us:.0f}'} | "
         f"{len(p.metrics) if p.available else 'not available here'} |"
         for p in describe(default_probes())
     ]
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
     now = datetime.datetime.now(datetime.UTC)
     return PAGE.format(
         date=f"{now.day} {now:%B %Y}",
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} logical cores",
         python=platform.python_version(),
-        load=load,
+        others=judged(others),
         rows="\n".join(rows),
         settle_s=SETTLE_S,
         on_ms=PERIOD_ON_MS,
@@ -285,13 +350,16 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m", help="the reference model, or another alias")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page there")
     arguments = parser.parse_args()
+    before = Work.now()
     findings = [*at_rest(arguments.seconds), *sampling(arguments.seconds)]
     of_speed, ratios = speed(arguments.pairs, arguments.rounds, arguments.max_tokens, arguments.model)
     findings += of_speed
+    others = others_ratio(before, Work.now())
     for finding in findings:
-        print(f"{finding.what}: {finding.measured}; target {finding.target}: {finding.verdict}")
+        print(f"{finding.what}: {finding.measured}; target {finding.target or 'none'}: {finding.verdict}")
+    print(judged(others))
     if arguments.write:
-        arguments.write.write_text(page(findings, ratios, arguments), encoding="utf-8")
+        arguments.write.write_text(page(findings, ratios, others, arguments), encoding="utf-8")
     return 1 if any(finding.kept is False for finding in findings) else 0
 
 

@@ -21,12 +21,13 @@ from benchfleet_agent.device_libraries import device_libraries
 from benchfleet_agent.direct_link import DirectLink
 from benchfleet_agent.forecasting import forecast_case, refuse_unfit, with_smaller
 from benchfleet_agent.host_state.readers import HostStates
+from benchfleet_agent.idle_baseline import is_metered, leave_alone
 from benchfleet_agent.jobs import CaseOrder, Outcome
 from benchfleet_agent.journal import JournalFull
 from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
-from benchfleet_agent.runtimes import Loaded, Model, Placement, Runtime, Session
+from benchfleet_agent.runtimes import Loaded, Model, Placement, RemoteRuntime, Runtime, Session
 from benchfleet_agent.sampler import Label, Sampler
 
 CLOSE_S = 25.0
@@ -45,6 +46,7 @@ class CaseRun:
         cancelled: threading.Event,
         log_dir: Path,
         conditions: Conditions | None = None,
+        idle_baseline_s: float = 0.0,
     ) -> None:
         self._order = order
         self._recorder = recorder
@@ -52,6 +54,7 @@ class CaseRun:
         self._cancelled = cancelled
         self._log_dir = log_dir
         self._conditions = conditions
+        self._idle_baseline_s = idle_baseline_s
         self._targets = Targets()
         self._states = HostStates(sampler.latest, lambda: self._targets)
         self._session: Session | None = None
@@ -112,11 +115,13 @@ class CaseRun:
             raise WorkFailed(Reason.UNSUPPORTED, message)
         if unfit := self._unfit(runtime, model, None):
             return unfit
-        self._phase("baseline")
-        self._require_measurable(model)
         session = runtime.open(model, placement)
         with self._lock:
             self._session = session
+        self._begin_baseline(session)
+        self._require_measurable(model)
+        if not (isinstance(runtime, RemoteRuntime) and runtime.remote):
+            self._leave_alone("before the load", lambda: None)
         self._stop_if_cancelled()
         self._phase("prepare")
         session.prepare(lambda message, fraction: recorder.progress(order.case_id, message, fraction))
@@ -148,6 +153,8 @@ class CaseRun:
             order.path,
             libraries,
         )
+        if not loaded.endpoint.remote:
+            self._leave_alone("with the model loaded", session.check)
         outcome = _with_provider(self._rounds(runtime, model, session, load, loaded), model, loaded)
         self._phase("unload")
         load.stop(5.0)
@@ -190,6 +197,27 @@ class CaseRun:
             time.perf_counter_ns(),
         )
         return outcome
+
+    def _begin_baseline(self, session: Session) -> None:
+        """Label what comes before the load; a runtime that is there already is looked at from here on."""
+        if running := session.process_ids():
+            self._look_at(Targets(running))
+        else:
+            self._unmeasured["ram_baseline_bytes"] = "no process of the runtime was known before the load"
+        self._phase("baseline")
+
+    def _leave_alone(self, when: str, check: Callable[[], None]) -> None:
+        """Let the host idle, where that tells its power: what it uses then is no part of the work."""
+        seconds = self._idle_baseline_s
+        if not seconds or not is_metered(self._sampler.latest()):
+            return
+        self._recorder.progress(self._order.case_id, f"idle for {seconds:g} s {when}: measuring idle power", None)
+
+        def ended() -> None:
+            self._interrupted()
+            check()
+
+        leave_alone(seconds, self._cancelled.wait, ended, time.monotonic)
 
     def _require_measurable(self, model: Model) -> None:
         """Refuse conditions that this host cannot tell. Raises `WorkFailed` ``unsupported``."""

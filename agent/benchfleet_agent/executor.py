@@ -169,7 +169,13 @@ class RunningJob:
                 if self._cancelled.is_set():
                     break
                 self._case = CaseRun(
-                    case, self._recorder, sampler, self._cancelled, self._log_dir, self.order.conditions
+                    case,
+                    self._recorder,
+                    sampler,
+                    self._cancelled,
+                    self._log_dir,
+                    self.order.conditions,
+                    self.order.idle_baseline_s,
                 )
                 self._case.carry_out(self._runtimes.of_case, self._runtimes.placement)
         except JournalFull as error:

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from benchfleet.quantities import quantity
 from benchfleet.transport import CHANNEL_OPTIONS, is_loopback, join_address, split_address
 from benchfleet.v1 import job_pb2
 from benchfleet_agent.config import AgentConfig
 from benchfleet_agent.journal import HeldJob, Journal, JournalDamaged, JournalFull, JournalInUse
 from benchfleet_agent.journal_file import Contents, Serving, read_contents
-from benchfleet_agent.probes.listing import quantity
 
 EXIT_USAGE = 2
 EXIT_UNABLE = 4

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
 from benchfleet_agent.conditions import Conditions
+from benchfleet_agent.idle_baseline import DEFAULT_IDLE_BASELINE_S
 from benchfleet_agent.rounds import StopRule
 
 MAXIMUM_CASES = 1_000
@@ -105,6 +106,8 @@ class JobOrder:
     """Whether the agent measures itself first."""
     conditions: Conditions | None = None
     """What a counted round waits for."""
+    idle_baseline_s: float = DEFAULT_IDLE_BASELINE_S
+    """How long to leave the host alone before and after a load, where its power is metered."""
 
     @classmethod
     def from_proto(cls, job_id: str, spec: job_pb2.JobSpec) -> JobOrder:
@@ -128,6 +131,7 @@ class JobOrder:
             spec.sample_period_ms or 100,
             not spec.skip_certificate,
             Conditions.from_proto(spec.conditions),
+            _idle_baseline_s(spec),
         )
 
 
@@ -284,6 +288,12 @@ def _stop(case: job_pb2.CaseSpec) -> StopRule:
 
 def _optional_seconds(message: job_pb2.StopSpec, name: str) -> float | None:
     return _seconds(name, getattr(message, name)) or None
+
+
+def _idle_baseline_s(spec: job_pb2.JobSpec) -> float:
+    if not spec.HasField("idle_baseline_s"):
+        return DEFAULT_IDLE_BASELINE_S
+    return _seconds("idle_baseline_s", spec.idle_baseline_s)
 
 
 def _seconds(name: str, value: float) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchfleet.failures import Reason
+from benchfleet.quantities import quantity
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_agent.journal_file import (
     SELECT_JOBS,
@@ -35,7 +36,6 @@ from benchfleet_agent.journal_file import (
     read_repairs,
 )
 from benchfleet_agent.journal_repair import repaired
-from benchfleet_agent.probes.listing import quantity
 
 __all__ = ["HeldJob", "Journal", "JournalDamaged", "JournalFull", "JournalInUse"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 
 from benchfleet.failures import Failure, Reason
+from benchfleet.quantities import quantity
 from benchfleet.v1 import host_pb2, job_pb2
 from benchfleet_agent.config import JournalConfig
 from benchfleet_agent.journal import ROOM_RATIO, Journal
 from benchfleet_agent.journal_file import Contents, Repair
 from benchfleet_agent.journal_repair import loss_message
-from benchfleet_agent.probes.listing import quantity
 from benchfleet_agent.recorder import finish_job
 
 REPAIRS_SHOWN_DAYS = 30

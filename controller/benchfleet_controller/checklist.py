@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchfleet.failures import Failure, Reason
+from benchfleet.quantities import quantity
+from benchfleet.samples import BY_NAME
 from benchfleet.v1 import event_pb2, host_pb2
 
 MOST_GAPS = 3
-"""Gaps of a probe that are named; the rest are counted."""
+"""Reasons for gaps of a probe that people are told; the rest are counted. `Finding.details` has all."""
+MOST_READINGS = 4
 _EMPTY_IS_FINE = {Reason.EMPTY_ANSWER}
 """An answer of a few tokens may hold no text yet; the model computed it all the same."""
 
@@ -24,6 +27,8 @@ class Finding:
     check: str
     message: str
     advice: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What JSON has of it besides."""
 
 
 @dataclass(slots=True)
@@ -130,24 +135,44 @@ def examine_probes(probes: Iterable[host_pb2.ProbeInfo]) -> list[Finding]:
     found = []
     for probe in probes:
         check = f"probe {probe.probe_id}"
+        details = {"reading": dict(sorted(probe.reading.items())) or None, "gaps": dict(sorted(probe.gaps.items()))}
         if not probe.available:
-            found.append(Finding("info", check, probe.unavailable_reason))
+            found.append(Finding("info", check, probe.unavailable_reason, details=details))
             continue
         said = [f"{len(probe.metrics)} metrics"]
         if probe.HasField("cost_us"):
             said.append(f"{probe.cost_us:.0f} µs a reading")
         if probe.verification:
             said.append(f"tried on {probe.verification}")
-        found.append(Finding("ok", check, ", ".join(said), _gaps(dict(probe.gaps))))
+        message = ", ".join(said) + _readings(probe)
+        found.append(Finding("ok", check, message, _gaps(dict(probe.gaps)), details))
     return found
 
 
+def _readings(probe: host_pb2.ProbeInfo) -> str:
+    """Some of what it read, in the order of its metrics: those of the first device."""
+    first: dict[str, float] = {}
+    for name, value in sorted(probe.reading.items()):
+        first.setdefault(name.partition("@")[0], value)
+    told = [
+        f"{name} {quantity(first[name], BY_NAME[name].unit)}"
+        for name in probe.metrics
+        if name in first and name in BY_NAME  # a later agent may know more
+    ]
+    more = f" and {len(told) - MOST_READINGS} more" if len(told) > MOST_READINGS else ""
+    return f"; read {', '.join(told[:MOST_READINGS])}{more}" if told else ""
+
+
 def _gaps(gaps: dict[str, str]) -> str | None:
+    """Why metrics are missing: one reason often speaks for many."""
     if not gaps:
         return None
-    named = [f"{name}: {why}" for name, why in sorted(gaps.items())[:MOST_GAPS]]
-    more = len(gaps) - len(named)
-    return "not offered: " + "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+    by_reason: dict[str, list[str]] = {}
+    for name, why in sorted(gaps.items()):
+        by_reason.setdefault(why, []).append(name)
+    named = [f"{', '.join(names)}: {why}" for why, names in list(by_reason.items())[:MOST_GAPS]]
+    more = sum(len(names) for names in list(by_reason.values())[MOST_GAPS:])
+    return "not offered: " + "; ".join(named) + (f"; and {more} more" if more else "")
 
 
 def examine_limits(limits: host_pb2.MachineLimits) -> Finding:

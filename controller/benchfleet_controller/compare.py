@@ -177,7 +177,8 @@ def _compared(
         if not why and (value is None or base is None):
             why = "unmeasured " + ("here" if value is None else "in the baseline")
             if metric.name in registry.ENERGY_METRICS:
-                reasons = {row.get("energy_reason") for row in (group if value is None else against).cases} - {None}
+                key = "marginal_reason" if metric.name in registry.MARGINAL_METRICS else "energy_reason"
+                reasons = {row.get(key) for row in (group if value is None else against).cases} - {None}
                 why = ": ".join([why, *sorted(map(str, reasons))[:1]])
         if not why:
             ratio = stats.ratio(value, base)

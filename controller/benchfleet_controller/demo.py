@@ -46,7 +46,7 @@ def run_demo(directory: Path, model: str, rounds: int, database: Path | None) ->
             HostTarget(name, agents.enter_context(running_agent(directory / name, cpus)))
             for name, cpus in AGENTS.items()
         )
-        plan = Plan(name="demo", hosts=hosts, models=(model,), rounds=rounds, max_tokens=64)
+        plan = Plan(name="demo", hosts=hosts, models=(model,), rounds=rounds, max_tokens=64, idle_baseline_s=0)
         with Progress(list(AGENTS)) as progress:
             outcome = carry_out(plan, store, progress)
     if outcome is None:

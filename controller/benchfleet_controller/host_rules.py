@@ -94,7 +94,8 @@ def _throttled(row: Row, after: Row) -> Found | None:
         return Found(Trouble.THROTTLED, f"processors were throttled for their heat {count} times", float(count))
     if after.get("thermal_pressure") in _HOT:
         return Found(Trouble.THROTTLED, f"the thermal pressure was {after['thermal_pressure']}")
-    clock, limit = after.get("cpu_clock_hz"), after.get("cpu_clock_limit_hz")
+    # The clock that a state holds is that after the work, so it says nothing of it.
+    clock, limit = row.get("cpu_clock_hz"), after.get("cpu_clock_limit_hz")
     busy, total = row.get("busy_ns"), row.get("total_ns")
     # An idle processor is slow because it may be: only one at work is held back.
     if clock and limit and busy and total and busy > 0.5 * total and clock < SLOW_CLOCK_RATIO * limit:

@@ -27,6 +27,8 @@ class Source(StrEnum):
     """Scores of the round's answers."""
     ENERGY = "energy"
     """The energy of the round, of what the case's energy was metered (`telemetry.round_energy`)."""
+    MARGINAL = "marginal"
+    """The same above idle power with the model loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         _LOWER,
         "RAM peak, anonymous",
         "bytes",
-        "largest anonymous memory of the runtime (private elsewhere than on Linux)",
+        "largest anonymous memory of the runtime (private on Windows, the footprint on macOS)",
         by_round=ByRound(Source.SPANS, "max(anon_peak_bytes)", "1.0"),
     ),
     CaseMetric(
@@ -272,6 +274,25 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         ".3g",
         "gross energy of the counted rounds/ok requests",
         by_round=ByRound(Source.ENERGY, "requests", "1"),
+    ),
+    CaseMetric(
+        "marginal_per_token_j",
+        "J",
+        _LOWER,
+        "Marginal energy/token (J)",
+        ".3g",
+        "(gross energy - idle power with the model loaded × duration of the counted rounds)/output tokens",
+        by_round=ByRound(Source.MARGINAL, "output_tokens", "1"),
+        of_tokens=True,
+    ),
+    CaseMetric(
+        "marginal_per_request_j",
+        "J",
+        _LOWER,
+        "Marginal energy/request (J)",
+        ".3g",
+        "the same/ok requests",
+        by_round=ByRound(Source.MARGINAL, "requests", "1"),
     ),
     CaseMetric(
         "kwh_per_million_tokens",
@@ -318,5 +339,9 @@ BY_NAME = {metric.name: metric for metric in CASE_METRICS}
 DEFAULT_COMPARED = ("ttft_p50_s", "decode_tokens_per_s", "e2e_p50_s", "output_tokens_per_s", "ram_peak_bytes")
 """What `compare` shows when nobody asks for more."""
 
-ENERGY_METRICS = ("energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens")
+MARGINAL_METRICS = ("marginal_per_token_j", "marginal_per_request_j")
+ENERGY_METRICS = (
+    "energy_per_token_j", "energy_per_request_j", *MARGINAL_METRICS, "kwh_per_million_tokens",
+    "cost_per_million_tokens",
+)  # fmt: skip
 """What rests on the energy that ``energy_scope`` names."""

@@ -73,6 +73,7 @@ def _spec(runtime: str, endpoint_url: str, model: str, device: str) -> job_pb2.J
         prompt_sets=[job_pb2.PromptSet(name="probe", prompts=[prompt])],
         cases=[case],
         skip_certificate=True,
+        idle_baseline_s=0,
     )
 
 

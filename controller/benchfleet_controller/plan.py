@@ -173,6 +173,8 @@ class Plan:
     """After the rounds: pause, then one request more."""
     paths: tuple[str, ...] = ("http",)
     """``http``, and ``direct``: in the runtime's own process, to see what HTTP costs."""
+    idle_baseline_s: float | None = None
+    """Where power is metered: how long hosts are left alone before and after each load. None: the agent's default."""
     keep_warm_period_s: float | None = None
     """Between rounds and while waiting: a request every so often, so that the runtime keeps the model loaded."""
     skip_unfit: bool = False
@@ -227,6 +229,7 @@ class JobPlan:
             held_by=held_by,
             skip_certificate=not plan.certificate,
             conditions=plan.conditions.to_proto(),
+            idle_baseline_s=plan.idle_baseline_s,
             prompt_sets=[_prompt_set_to_proto(prompts) for prompts in plan.prompt_sets],
             cases=[
                 job_pb2.CaseSpec(

@@ -75,6 +75,7 @@ class PlanDraft:
     prefix_cache: str | None = None
     page_cache: str | None = None
     idle_pause_s: float | None = None
+    idle_baseline_s: float | None = None
     deterministic: bool | None = None
     certificate: bool | None = None
     goodput: str | None = None
@@ -103,7 +104,8 @@ _FLAGS = {
     "load_s": "--load-timeout", "request_s": "--request-timeout", "first_token_s": "--first-token-timeout",
     "token_s": "--token-timeout", "rates": "--rate", "minimum_duration_s": "--min-duration",
     "interval_ratio": "--until-within", "maximum_rounds": "--max-rounds", "prompt_token_counts": "--prompt-tokens",
-    "idle_pause_s": "--idle-pause", "paths": "--path", "keep_warm_period_s": "--keep-warm",
+    "idle_pause_s": "--idle-pause", "idle_baseline_s": "--idle-baseline", "paths": "--path",
+    "keep_warm_period_s": "--keep-warm",
     "cool_temperature_c": "--wait-until-cool", "maximum_background_ratio": "--max-background-load",
     "wait_s": "--condition-timeout",
 }  # fmt: skip

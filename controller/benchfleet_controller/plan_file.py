@@ -3,8 +3,8 @@
 A file's top-level keys:
 
 - ``name``, ``seed``, ``rounds``, ``warmup``, ``max_tokens``, ``temperature``, ``top_p``, ``stream``, ``endpoint``,
-  ``arrival``, ``prefix_cache``, ``page_cache``, ``idle_pause_s``, ``deterministic``, ``certificate``, ``goodput``,
-  ``blocks``, ``keep_warm_period_s``, ``skip_unfit``;
+  ``arrival``, ``prefix_cache``, ``page_cache``, ``idle_pause_s``, ``idle_baseline_s``, ``deterministic``,
+  ``certificate``, ``goodput``, ``blocks``, ``keep_warm_period_s``, ``skip_unfit``;
 - ``models``, ``devices``, ``runtimes``, ``concurrency``, ``rate``, ``prompt_tokens``, ``path``: one value or a list;
   every combination is a case (``models`` may also be a ``models.json`` or such a table);
 - ``hosts``: a table ``name = "address"``, ``[[hosts]]`` with ``name`` and ``address``, or a list of HOST texts as
@@ -91,6 +91,7 @@ class _Reader:
             "prefix_cache": ("prefix_cache", self._of(str)),
             "page_cache": ("page_cache", self._of(str)),
             "idle_pause_s": ("idle_pause_s", self._of(float)),
+            "idle_baseline_s": ("idle_baseline_s", self._of(float)),
             "deterministic": ("deterministic", self._of(bool)),
             "certificate": ("certificate", self._of(bool)),
             "goodput": ("goodput", self._of(str)),

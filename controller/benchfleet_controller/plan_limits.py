@@ -126,6 +126,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "prefix_cache": _one_of(PREFIX_CACHES),
     "page_cache": _one_of(PAGE_CACHES),
     "idle_pause_s": _SECONDS,
+    "idle_baseline_s": _between(0, 3_600, " seconds"),
     "paths": _one_of(PATHS),
     "keep_warm_period_s": _above(0, 3_600, " seconds"),
     "cool_temperature_c": _between(20, 120, " °C"),

@@ -40,7 +40,7 @@ class SampleMetric:
     integer: bool
     description: str
     window: str = ""
-    """What a windowed metric is a mean over."""
+    """What a windowed metric is a mean over, by the vendor whose driver tells it."""
 
 
 def _metric(
@@ -72,7 +72,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "share of time a kernel ran",
         integer=False,
-        window="1/6 to 1 s, by product",
+        window="NVIDIA: 1/6 to 1 s, by product; AMD: not documented; Apple: not documented",
     ),
     _metric("device_power_w", "w", Kind.GAUGE, Scope.DEVICE, "board power", integer=False),
     _metric("device_energy_mj", "mj", Kind.COUNTER, Scope.DEVICE, "board energy in millijoules"),
@@ -101,7 +101,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         "bytes",
         Kind.GAUGE,
         Scope.RUNTIME,
-        "highest resident memory so far, as kept by the system",
+        "highest resident memory so far, as kept by the system (Linux, Windows)",
     ),
     _metric("runtime_swap_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "swapped out"),
     _metric("runtime_major_faults", "1", Kind.COUNTER, Scope.RUNTIME, "page faults that had to read from disk"),
@@ -127,7 +127,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "share of time the runtime's kernels ran",
         integer=False,
-        window="the last second",
+        window="NVIDIA: the last second",
     ),
     _metric(
         "device_memory_busy_ratio",
@@ -136,7 +136,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "share of time memory was read or written",
         integer=False,
-        window="1/6 to 1 s, by product",
+        window="NVIDIA: 1/6 to 1 s, by product; AMD: not documented",
     ),
     _metric(
         "device_power_average_w",
@@ -145,7 +145,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         Scope.DEVICE,
         "board power as the driver averages it",
         integer=False,
-        window="1 s on NVIDIA Ampere and newer",
+        window="NVIDIA from Ampere on: 1 s; AMD: not documented, taken for 1 s",
     ),
     _metric("device_power_limit_w", "w", Kind.GAUGE, Scope.DEVICE, "limit in force", integer=False),
     _metric("device_clock_hz", "hz", Kind.GAUGE, Scope.DEVICE, "clock of the compute units", integer=False),
@@ -153,6 +153,27 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
     _metric("device_throttle_reasons", "mask", Kind.GAUGE, Scope.DEVICE, "what slows it down: see THROTTLE_REASONS"),
     _metric("device_power_throttle_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time slowed down by a power limit"),
     _metric("device_thermal_throttle_ns", "ns", Kind.COUNTER, Scope.DEVICE, "time slowed down by heat"),
+    _metric(
+        "runtime_footprint_bytes",
+        "bytes",
+        Kind.GAUGE,
+        Scope.RUNTIME,
+        "memory that the processes answer for: compressed and the GPU's too, clean pages of files not (macOS)",
+    ),
+    _metric(
+        "runtime_footprint_highest_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "highest of these footprints (macOS)"
+    ),
+    _metric(
+        "device_module_power_w",
+        "w",
+        Kind.GAUGE,
+        Scope.DEVICE,
+        "power of the module of a GPU and its CPU, where the GPU's own is not told (NVIDIA Grace)",
+        integer=False,
+    ),
+    _metric(
+        "runtime_neural_bytes", "bytes", Kind.GAUGE, Scope.RUNTIME, "what the Neural Engine holds for them (macOS 13)"
+    ),
 )
 
 BY_NAME: dict[str, SampleMetric] = {metric.name: metric for metric in SAMPLE_METRICS}

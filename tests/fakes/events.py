@@ -88,7 +88,7 @@ class JobEvents:
         for metric, values in columns.items():
             column = message.columns.add(metric=metric, absent=[i for i, v in enumerate(values) if v is None])
             given = [v or 0 for v in values]
-            if metric.endswith(("_ratio", "_w", "_c")):
+            if metric.endswith(("_ratio", "_w", "_c", "_hz")):
                 column.doubles.extend(given)
             else:
                 column.integers.extend(int(v) for v in given)

@@ -38,6 +38,8 @@ class FakeNvml:
         self.lost: set[int] = set()
         self.mig_slots: list[Any] = []
         self.refused_fields: set[int] = set()
+        self.refuses_memory_v2 = False
+        self.module_power_mw: int | None = None
         self.event_reasons = 0x4 | 0x1 | 0x40
 
     def __getattr__(self, name: str) -> Any:
@@ -50,13 +52,18 @@ class FakeNvml:
                 raise FakeError(self.errors[name])
             if arguments and arguments[0] in self.lost:
                 raise FakeError(self.NVML_ERROR_GPU_IS_LOST)
+            if self.refuses_memory_v2 and keywords.get("version"):
+                raise FakeError(self.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
             return self.answer(name, *arguments, **keywords)
 
         return call
 
-    def field(self, number: int) -> Any:
+    def field(self, number: int, scope: int = 0) -> Any:
         values = {186: 123_456, 185: 120_000, 74: 3_000, 75: 77, 269: 500, 270: 20, 271: 7}
         refused = number in self.refused_fields
+        if scope:
+            refused = number != 186 or self.module_power_mw is None
+            values[186] = self.module_power_mw or 0
         kind, member = (1, "uiVal") if number in {185, 186} else (3, "ullVal")
         return SimpleNamespace(
             fieldId=number,
@@ -84,7 +91,7 @@ class FakeNvml:
             "nvmlDeviceGetArchitecture": lambda: self.architecture,
             "nvmlDeviceGetCudaComputeCapability": lambda: self.capability,
             "nvmlDeviceGetUtilizationRates": lambda: SimpleNamespace(gpu=37, memory=5),
-            "nvmlDeviceGetFieldValues": lambda: [self.field(number) for number, _ in arguments[1]],
+            "nvmlDeviceGetFieldValues": lambda: [self.field(*asked) for asked in arguments[1]],
             "nvmlDeviceGetPowerUsage": lambda: 99_000,
             "nvmlDeviceGetEnforcedPowerLimit": lambda: 450_000,
             "nvmlDeviceGetTotalEnergyConsumption": lambda: 5_000_000_000_123,

@@ -100,7 +100,7 @@ class Target:
         case.stop.minimum_duration_s = duration_s
         case.stop.maximum_round_count = 10_000
         spec = job_spec(case)
-        spec.skip_certificate = True
+        spec.skip_certificate, spec.idle_baseline_s = True, 0
         return spec
 
     def start_job(self, duration_s: float = JOB_S) -> str:

@@ -78,7 +78,7 @@ def messages(descriptor: Any) -> st.SearchStrategy[Message]:
 def spoiled_specs(draw: st.DrawFn) -> job_pb2.JobSpec:
     """A spec that makes sense but for one or two fields."""
     spec = job_spec()
-    spec.skip_certificate = True
+    spec.skip_certificate, spec.idle_baseline_s = True, 0
     spec.cases[0].runtime, spec.cases[0].endpoint_url = "endpoint", "http://127.0.0.1:9"
     places: list[Message] = [
         spec, spec.cases[0], spec.cases[0].sampling, spec.cases[0].deadlines, spec.cases[0].stop, spec.prompt_sets[0],

@@ -124,9 +124,10 @@ def test_everything_is_read_in_the_registrys_units(library: Path) -> None:
         "device_throttle_reasons": 3,
         "device_power_throttle_ns": 5_000_000_000,
         "device_thermal_throttle_ns": 42,
+        "device_module_power_w": None,
     }
     assert answer["devices"] == [["GPU-fake-0", 8000, "dedicated", pytest.approx(1008e9, rel=1e-3)]]
-    assert answer["gaps"] == {}
+    assert set(answer["gaps"]) == {"device_module_power_w"}  # the GPU tells its own
 
 
 def test_a_driver_without_instant_power_still_gives_the_average(library: Path) -> None:
@@ -138,7 +139,9 @@ def test_a_driver_without_instant_power_still_gives_the_average(library: Path) -
 
 def test_a_gpu_with_one_memory_with_the_cpu(library: Path) -> None:
     answer = probe_in_child(library, "unified")
-    assert answer["devices"] == [["GPU-fake-0", None, "unified", None]]
+    ((device_id, memory_bytes, *rest),) = answer["devices"]
+    assert (device_id, rest) == ("GPU-fake-0", ["unified", None])
+    assert memory_bytes > 1 << 28  # the host's
     assert answer["values"]["GPU-fake-0"]["device_memory_used_bytes"] is None
     assert "one memory with the CPU" in answer["gaps"]["device_memory_used_bytes"]
     assert answer["values"]["GPU-fake-0"]["device_memory_runtime_bytes"] == 600
@@ -171,11 +174,12 @@ def test_an_old_driver_lacks_what_it_lacks(tmp_path: Path) -> None:
     absent = {name for name, value in values.items() if value is None}
     assert absent == {
         "device_energy_mj",
-        "device_memory_used_bytes",
         "device_memory_reserved_bytes",
+        "device_module_power_w",
         "device_runtime_busy_ratio",
     }
     assert set(answer["gaps"]) == absent
+    assert values["device_memory_used_bytes"] == 1500  # with the driver's reserve of 500
     assert values["device_throttle_reasons"] == 1
     assert answer["devices"] == [["GPU-fake-0", 8000, "dedicated", None]]
 

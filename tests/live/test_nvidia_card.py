@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from benchfleet_agent.probes import Targets, Unavailable, checked
 from benchfleet_agent.probes.nvidia import METRICS, NvidiaProbe
+from live.cuda_load import CudaLoad
 
 pytestmark = pytest.mark.live
 
 OURS = Targets((os.getpid(),))
+GIB = 1 << 30
+LOAD_S = 5.0
 
 
 @pytest.fixture
@@ -82,3 +86,47 @@ def test_a_tick_stays_within_its_budget(probe: NvidiaProbe) -> None:
         probe.read(OURS)
         costs.append((time.perf_counter_ns() - begun) / 1e3)
     assert sorted(costs)[len(costs) // 2] <= probe.budget_us
+
+
+def values_of(probe: NvidiaProbe, device_id: str, *, edge: bool) -> dict[str, Any]:
+    readings = probe.read_at_edge(OURS) if edge else probe.read(OURS)
+    found = {reading.device_id: reading.values for reading in readings}
+    assert device_id in found, f"CUDA's first GPU {device_id} is not among {sorted(found)}"
+    return dict(zip(METRICS, found[device_id], strict=True))
+
+
+def test_a_known_load_shows_in_memory_use_power_and_energy(probe: NvidiaProbe) -> None:
+    """One GiB held and written over and over; on a card that nothing else uses."""
+    before: dict[str, dict[str, Any]] = {
+        reading.device_id: dict(zip(METRICS, reading.values, strict=True)) for reading in probe.read_at_edge(OURS)
+    }
+    try:
+        load = CudaLoad(GIB)
+    except OSError as error:
+        pytest.skip(f"no CUDA: {error}")
+    with load:
+        time.sleep(1.5)  # past the window that figures of use and power are means over
+        idle, start, begun = before[load.device_id], values_of(probe, load.device_id, edge=True), time.perf_counter()
+        seen = []
+        while time.perf_counter() - begun < LOAD_S:
+            seen.append(values_of(probe, load.device_id, edge=False))
+            time.sleep(0.1)
+        end, duration_s = values_of(probe, load.device_id, edge=True), time.perf_counter() - begun
+    gaps = probe.gaps()
+
+    def told(name: str) -> bool:
+        return name not in gaps and f"{name}@{load.device_id}" not in gaps
+
+    if told("device_memory_used_bytes"):
+        # The context takes some hundred MiB besides.
+        assert GIB <= end["device_memory_used_bytes"] - idle["device_memory_used_bytes"] < 2.5 * GIB
+    if told("device_memory_runtime_bytes"):
+        assert GIB <= end["device_memory_runtime_bytes"] < 2.5 * GIB
+    assert sum(one["device_busy_ratio"] for one in seen) / len(seen) > 0.8
+    name = "device_power_w" if told("device_power_w") else "device_power_average_w"
+    power_w = sum(one[name] for one in seen) / len(seen)
+    assert power_w > idle[name] + 5
+    if told("device_energy_mj"):
+        counted_w = (end["device_energy_mj"] - start["device_energy_mj"]) / 1e3 / duration_s
+        assert counted_w > idle[name] + 5
+        assert counted_w == pytest.approx(power_w, rel=0.15)

@@ -79,7 +79,7 @@ class DeviceInfo:
     display_name: str
     driver_version: str = ""
     memory_bytes: int | None = None
-    """Memory of its own; None also where it shares the host's."""
+    """Memory of its own; None also where it shares the host's, but for NVIDIA's ``unified`` ones: there all of it."""
     memory_kind: str = ""
     """``dedicated``, ``unified`` (one memory with the CPU) or ``shared``; empty: unknown."""
     memory_bandwidth_bytes_per_s: float | None = None

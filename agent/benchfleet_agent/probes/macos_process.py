@@ -1,9 +1,9 @@
-"""The runtime's processes on a Mac as the kernel accounts for them: CPU energy and the highest memory footprint.
+"""The runtime's processes on a Mac as the kernel accounts for them: CPU energy and memory footprints.
 
 ``proc_pid_rusage`` fills ``struct rusage_info_v6`` (macOS 13 and newer) or ``_v4`` of <sys/resource.h>: a UUID
 of 16 bytes, then 64-bit numbers. It tells of the agent's own user's processes. The energy is the kernel's
 estimate of what the CPU used and moves every some 20 ms. The footprint counts compressed memory and the
-GPU's, but not clean pages of files such as mapped weights.
+GPU's, but not clean pages of files such as mapped weights. The neural footprint is what the Neural Engine holds.
 """
 
 from __future__ import annotations
@@ -22,17 +22,23 @@ from benchfleet_agent.probes import DeviceInfo, Reading, Targets, Unavailable
 from benchfleet_agent.probes.runtime_pids import NO_RUNTIME, RuntimePids
 from benchfleet_agent.probes.system import descendants
 
-METRICS = ("runtime_energy_nj", "runtime_rss_highest_bytes")
-_ENERGY, _HIGHEST = METRICS
+METRICS = (
+    "runtime_energy_nj",
+    "runtime_footprint_bytes",
+    "runtime_footprint_highest_bytes",
+    "runtime_neural_bytes",
+)
+_ENERGY, _FOOTPRINT, _HIGHEST, _NEURAL = METRICS
 V4, V6 = 4, 6
 SIZES = {V4: 296, V6: 464}
 """Bytes of the structure by version (RUSAGE_INFO_V4, RUSAGE_INFO_V6)."""
 _BUFFER_BYTES = 1_024
 """More than any version: newer kernels use up reserved fields without growing it."""
-_START, _LIFETIME_FOOTPRINT, _ENERGY_NJ, _USER_TIME = 80, 240, 336, 16
-"""Offsets of ri_proc_start_abstime, ri_lifetime_max_phys_footprint, ri_energy_nj and ri_user_time."""
+_USER_TIME, _PHYS_FOOTPRINT, _START, _LIFETIME_FOOTPRINT, _ENERGY_NJ, _NEURAL_FOOTPRINT = 16, 72, 80, 240, 336, 368
+"""Offsets of ri_user_time, ri_phys_footprint, ri_proc_start_abstime, ri_lifetime_max_phys_footprint, ri_energy_nj and
+ri_neural_footprint."""
 _FOREIGN = "macOS tells it only of processes of the agent's own user: run the agent as the runtime's user"
-_OLD = "macOS before 13 does not tell the energy of single processes"
+_OLD = "macOS before 13 does not tell it of single processes"
 _ZERO = "this processor's energy is not accounted to processes (Apple silicon's is)"
 _GONE = "no process of the runtime is left"
 
@@ -43,8 +49,10 @@ class ProcessUse:
 
     start: int
     """When it began, in the kernel's own time; with the id it names the process for good."""
+    footprint_bytes: int
     highest_bytes: int
     energy_nj: int | None
+    neural_bytes: int | None
     user_time: int
     """In the kernel's own time units; only compared with 0."""
 
@@ -53,8 +61,10 @@ def parse_usage(data: bytes, version: int) -> ProcessUse:
     """Read a ``struct rusage_info_v4`` or ``_v6``. Raises `struct.error` for too few bytes."""
     return ProcessUse(
         start=_number(data, _START),
+        footprint_bytes=_number(data, _PHYS_FOOTPRINT),
         highest_bytes=_number(data, _LIFETIME_FOOTPRINT),
         energy_nj=_number(data, _ENERGY_NJ) if version >= V6 else None,
+        neural_bytes=_number(data, _NEURAL_FOOTPRINT) if version >= V6 else None,
         user_time=_number(data, _USER_TIME),
     )
 
@@ -97,7 +107,7 @@ def load_rusage() -> RusageApi:
 
 
 class MacProcessProbe:
-    """CPU energy and highest memory footprint of the runtime's processes."""
+    """CPU energy and memory footprints of the runtime's processes."""
 
     probe_id = "macos_process"
     period_ms = 250
@@ -174,9 +184,16 @@ class MacProcessProbe:
             uses[pid, use.start] = use
         if not uses or not complete:
             self._gaps = dict.fromkeys(METRICS, problem)
-            return [Reading("", (None, None))]
-        energy_nj = self._energy(uses)
-        return [Reading("", (energy_nj, sum(use.highest_bytes for use in uses.values())))]
+            return [Reading("", (None,) * len(METRICS))]
+        energy_nj, processes = self._energy(uses), uses.values()
+        neural = [use.neural_bytes for use in processes if use.neural_bytes is not None]
+        values = (
+            energy_nj,
+            sum(use.footprint_bytes for use in processes),
+            sum(use.highest_bytes for use in processes),
+            sum(neural) if neural else None,
+        )
+        return [Reading("", values)]
 
     def _energy(self, uses: Mapping[tuple[int, int], ProcessUse]) -> int | None:
         for key, use in uses.items():
@@ -185,7 +202,7 @@ class MacProcessProbe:
         total = sum(self._energy_nj.values())
         self._gaps = {}
         if self._version < V6:
-            self._gaps[_ENERGY] = _OLD
+            self._gaps[_ENERGY] = self._gaps[_NEURAL] = _OLD
         elif not total and any(use.user_time for use in uses.values()):
             self._gaps[_ENERGY] = _ZERO
         return None if _ENERGY in self._gaps else total

@@ -21,7 +21,7 @@ from benchfleet_agent.probes import nvml_fields as fields
 from benchfleet_agent.probes.nvml_fields import CallFailed, DeviceLost, FieldReader, NotOffered, ask
 from benchfleet_agent.probes.nvml_library import init_failure, load, text
 from benchfleet_agent.probes.nvml_processes import FOREIGN_IDS, WDDM, RuntimeProcesses
-from benchfleet_agent.probes.system import descendants, in_foreign_pid_namespace
+from benchfleet_agent.probes.system import descendants, in_foreign_pid_namespace, machine_facts
 
 METRICS = (
     "device_memory_used_bytes",
@@ -40,9 +40,10 @@ METRICS = (
     "device_throttle_reasons",
     "device_power_throttle_ns",
     "device_thermal_throttle_ns",
+    "device_module_power_w",
 )
 _MEMORY, _RESERVED, _RUNTIME_MEMORY, _BUSY, _MEMORY_BUSY, _RUNTIME_BUSY, _POWER, _AVERAGE_POWER = METRICS[:8]
-_LIMIT, _ENERGY, _TEMPERATURE, _CLOCK, _MEMORY_CLOCK, _THROTTLE, _POWER_TIME, _HEAT_TIME = METRICS[8:]
+_LIMIT, _ENERGY, _TEMPERATURE, _CLOCK, _MEMORY_CLOCK, _THROTTLE, _POWER_TIME, _HEAT_TIME, _MODULE_POWER = METRICS[8:]
 _OF_INSTANCES = frozenset({_MEMORY, _RESERVED, _RUNTIME_MEMORY})
 
 _SLOW_PERIOD_NS = 1_000_000_000
@@ -55,12 +56,13 @@ _log = logging.getLogger(__name__)
 _NO_RUNTIME = "no process of the runtime runs on this host"
 _UNIFIED = "this GPU has one memory with the CPU, of which the driver has no figure; host_available_bytes tells of it"
 _MIG = "NVML has it for the whole GPU, not for an instance of MIG"
+_WITH_RESERVE = "the driver does not tell its own reserve; device_memory_used_bytes holds it (driver older than 510)"
+_OWN_POWER = "the driver tells the GPU's own power"
 _ONLY_AVERAGE = "the driver gives the average over 1 s only (device_power_average_w)"
 _ONLY_INSTANT = "the driver gives what is drawn now only (device_power_w)"
 _PASSING = frozenset({_NO_RUNTIME, WDDM, FOREIGN_IDS})
 _ADVICE = {
-    _MEMORY: "the driver has no figure that leaves out its own reserve (driver older than 510)",
-    _RESERVED: "the driver does not tell its own reserve (driver older than 510)",
+    _MEMORY: "the driver does not tell what is in use",
     _RUNTIME_MEMORY: "the driver does not list processes",
     _ENERGY: "the GPU has no energy counter (they came with Volta)",
     _POWER_TIME: "the driver does not count it",
@@ -75,9 +77,13 @@ class _Gpu:
     handle: Any
     info: DeviceInfo
     fields: FieldReader
+    module_fields: FieldReader
+    """Those of the module that the GPU is on."""
     instance: bool = False
     usage_metric: str = _POWER
     """What ``nvmlDeviceGetPowerUsage`` gives on this GPU."""
+    whole_memory: bool = False
+    """The driver tells what is in use only together with its own reserve."""
     gaps: dict[str, str] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     """Calls that failed in a row without saying that there never is an answer, by metric."""
@@ -103,7 +109,9 @@ class NvidiaProbe:
         wall_clock: Callable[[], int] = time.time_ns,
         tree: Callable[[Sequence[int]], Sequence[int]] = descendants,
         foreign_ids: Callable[[], bool] = in_foreign_pid_namespace,
+        host_memory: Callable[[], int] = lambda: machine_facts().memory_bytes,
     ) -> None:
+        self._host_memory = host_memory
         self._given = nvml
         self._nvml: Any = None
         self._clock = clock
@@ -158,7 +166,7 @@ class NvidiaProbe:
             kind = "dedicated" if total else ""
         except NotOffered:
             if fields.is_integrated(name):
-                kind = "unified"
+                kind, total = "unified", self._host_memory()
                 gaps = {_MEMORY: _UNIFIED, _RESERVED: _UNIFIED}
         except CallFailed as error:
             _log.warning("the memory of %s is not known: %s", name, error)
@@ -184,6 +192,7 @@ class NvidiaProbe:
             handle,
             info,
             FieldReader(nvml, handle),
+            FieldReader(nvml, handle, fields.SCOPE_MODULE),
             instance=instance,
             usage_metric=_AVERAGE_POWER if average else _POWER,
             gaps=gaps,
@@ -254,6 +263,7 @@ class NvidiaProbe:
             self._lose(gpu, f"NVIDIA's driver says {error}")
             return False
         gpu.fields = FieldReader(nvml, gpu.handle)
+        gpu.module_fields = FieldReader(nvml, gpu.handle, fields.SCOPE_MODULE)
         gpu.lost, gpu.retry_ns = None, _RETRY_NS
         _log.info("%s answers again", uuid)
         return True
@@ -265,23 +275,36 @@ class NvidiaProbe:
             gpu.slow_due_ns = now + _SLOW_PERIOD_NS
             self._processes.look(targets.runtime_pids, relist=edge and gpu is self._gpus[0])
         found: dict[str, Value] = {}
-        nvml, handle = self._nvml, gpu.handle
-        # Version 1 adds the driver's own reserve (hundreds of MB) to what is in use; only version 2 keeps it apart.
-        memory = self._metric(gpu, _MEMORY, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2))
-        if memory is not None:
-            found |= {_MEMORY: int(memory.used), _RESERVED: int(memory.reserved)}
+        self._read_memory(gpu, found)
         if edge:
             found[_RUNTIME_MEMORY] = self._of_runtime(gpu, _RUNTIME_MEMORY, targets, self._processes.memory_bytes)
         if not gpu.instance:
             self._read_whole(gpu, found, slow=slow)
             if slow:
                 found[_RUNTIME_BUSY] = self._of_runtime(gpu, _RUNTIME_BUSY, targets, self._processes.busy_ratio)
-        if _MEMORY in gpu.gaps and _RESERVED not in gpu.gaps:
+        if _MEMORY in gpu.gaps:
             gpu.gaps[_RESERVED] = gpu.gaps[_MEMORY]
         values = tuple(found.get(name) for name in METRICS)
         if gpu.failures and all(value is None for value in values):
             raise DeviceLost("every call fails")
         return values
+
+    def _read_memory(self, gpu: _Gpu, found: dict[str, Value]) -> None:
+        """What is in use. Version 1 adds the driver's own reserve (hundreds of MB); only version 2 keeps it apart."""
+        nvml, handle = self._nvml, gpu.handle
+        if not gpu.whole_memory and _MEMORY not in gpu.gaps:
+            version = nvml.nvmlMemory_v2
+            memory = self._metric(gpu, _MEMORY, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=version))
+            if memory is not None:
+                found |= {_MEMORY: int(memory.used), _RESERVED: int(memory.reserved)}
+            gpu.whole_memory = _MEMORY in gpu.gaps
+            if gpu.whole_memory:
+                del gpu.gaps[_MEMORY]
+                gpu.gaps[_RESERVED] = _WITH_RESERVE
+        if gpu.whole_memory:
+            memory = self._metric(gpu, _MEMORY, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+            if memory is not None:
+                found[_MEMORY] = int(memory.used)
 
     def _read_whole(self, gpu: _Gpu, found: dict[str, Value], *, slow: bool) -> None:
         """What only a whole GPU has."""
@@ -312,6 +335,7 @@ class NvidiaProbe:
                 found[name] = answers[number] / 1e3
             elif number in gpu.fields.refused:
                 self._read_usage(gpu, name, found)
+        self._read_module_power(gpu, found)
         if slow:
             found[_POWER_TIME], found[_HEAT_TIME] = fields.throttle_times_ns(answers)
             for name, numbers in (
@@ -327,6 +351,22 @@ class NvidiaProbe:
             gpu.gaps[name] = _ONLY_AVERAGE if name == _POWER else _ONLY_INSTANT
             return
         found[name] = self._metric(gpu, name, lambda: self._nvml.nvmlDeviceGetPowerUsage(gpu.handle) / 1e3)
+
+    def _read_module_power(self, gpu: _Gpu, found: dict[str, Value]) -> None:
+        """Power of the module of GPU and CPU, where the driver has no other; never taken for the GPU's own."""
+        if not {_POWER, _AVERAGE_POWER} <= gpu.gaps.keys():
+            gpu.gaps[_MODULE_POWER] = _OWN_POWER
+            return
+        if gpu.gaps.get(_MODULE_POWER) == _OWN_POWER:
+            del gpu.gaps[_MODULE_POWER]
+        if _MODULE_POWER in gpu.gaps:
+            return
+        number = fields.POWER_INSTANT
+        answers = gpu.module_fields.read([number])
+        if number in answers:
+            found[_MODULE_POWER] = answers[number] / 1e3
+        elif number in gpu.module_fields.refused:
+            gpu.gaps[_MODULE_POWER] = f"nor of a module with it: {gpu.module_fields.refused[number]}"
 
     def _event_reasons(self, handle: Any) -> int:
         nvml = self._nvml

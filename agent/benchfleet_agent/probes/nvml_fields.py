@@ -14,7 +14,7 @@ POWER_AVERAGE, POWER_INSTANT = 185, 186
 POWER_TIME, THERMAL_TIME_OLD = 74, 75
 SOFTWARE_THERMAL_TIME, HARDWARE_THERMAL_TIME, POWER_BRAKE_TIME = 269, 270, 271
 THROTTLE_TIMES = (POWER_TIME, THERMAL_TIME_OLD, SOFTWARE_THERMAL_TIME, HARDWARE_THERMAL_TIME, POWER_BRAKE_TIME)
-_SCOPE_GPU = 0
+SCOPE_GPU, SCOPE_MODULE = 0, 1
 _AMPERE, _GA100 = 7, (8, 0)
 
 _THROTTLE_BITS = {0x4: 1, 0x8: 4, 0x20: 2, 0x40: 2, 0x80: 8, 0x200: 16, 0x400: 32}
@@ -73,8 +73,9 @@ def judge(nvml: Any, code: int, error: object) -> None:
 class FieldReader:
     """Values of one GPU that NVML keeps under numbers; one call reads many."""
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
+    def __init__(self, nvml: Any, handle: Any, scope: int = SCOPE_GPU) -> None:
         self._nvml = nvml
+        self._scope = scope
         self._handle = handle
         self.refused: dict[int, str] = {}
         """Fields the driver does not have, with its words; they are asked for once."""
@@ -85,7 +86,7 @@ class FieldReader:
         if not wanted:
             return {}
         nvml = self._nvml
-        asked = [(field, _SCOPE_GPU) for field in wanted]
+        asked = [(field, self._scope) for field in wanted]
         try:
             answers = ask(nvml, lambda: nvml.nvmlDeviceGetFieldValues(self._handle, asked))
         except NotOffered as error:

@@ -196,12 +196,12 @@ class PsutilProcess:
             return None
         return ProcessUsage(
             rss_bytes=memory.rss,
-            anon_bytes=getattr(memory, "private", None),
+            anon_bytes=_first(memory, "private", *(("vms",) if sys.platform == "win32" else ())),
             file_bytes=None,
             cpu_ns=round((cpu.user + cpu.system) * 1e9),
             # Windows' num_page_faults counts soft faults too, so it is no such figure.
             major_faults=getattr(memory, "pageins", None),
-            rss_highest_bytes=getattr(memory, "peak_wset", None),
+            rss_highest_bytes=_first(memory, "peak_wset", "peak_rss"),
         )
 
     def unique_bytes(self) -> int | None:
@@ -215,6 +215,11 @@ class PsutilProcess:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _first(memory: object, *names: str) -> int | None:
+    """The first of these fields there is: psutil 8 renamed Windows' (there "vms" is what is private)."""
+    return next((getattr(memory, name) for name in names if hasattr(memory, name)), None)
 
 
 def pread_text(descriptor: int) -> str:

@@ -138,6 +138,15 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
+class RemoteRuntime(Protocol):
+    """A runtime that may be on another machine."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is: nothing of this host then speaks of its work."""
+
+
+@runtime_checkable
 class PullingRuntime(Protocol):
     """A runtime that can make models present on the host."""
 

@@ -91,6 +91,11 @@ class EndpointRuntime:
         self._dialect: Dialect | None = None
         self._detected = 0.0
 
+    @property
+    def remote(self) -> bool:
+        """Whether the URL names another machine."""
+        return self._client.remote
+
     def describe(self) -> RuntimeDescription:
         """Say what answers: a few short requests."""
         try:
@@ -245,8 +250,8 @@ class EndpointSession:
     def process_ids(self) -> tuple[int, ...]:
         """The server's processes; empty when it is on another machine, in a container or another user's."""
         now = time.monotonic()
-        if self._dialect is not None and (self._owner_asked is None or now - self._owner_asked > OWNER_S):
-            self._owner = self._runtime.owner(self._dialect)
+        if self._owner_asked is None or now - self._owner_asked > OWNER_S:
+            self._owner = self._runtime.owner(self._dialect or self._runtime.dialect())
             self._owner_asked = now
         return self._owner.pids
 

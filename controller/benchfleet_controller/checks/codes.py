@@ -52,6 +52,7 @@ class Code(StrEnum):
     HIGH_SPREAD = "high_spread"
     DRIVERS_DIFFER = "drivers_differ"
     DOES_NOT_FIT = "does_not_fit"
+    ENERGY_DISAGREES = "energy_disagrees"
 
 
 @dataclass(frozen=True, slots=True)

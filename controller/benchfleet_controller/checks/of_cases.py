@@ -9,6 +9,7 @@ from typing import Any
 from benchfleet_controller import proof, stats
 from benchfleet_controller.checks.codes import Code, Warn, Warned
 from benchfleet_controller.checks.of_rounds import of_rounds
+from benchfleet_controller.energy import MOST_DISAGREEMENT
 
 Row = Mapping[str, Any]
 
@@ -188,6 +189,7 @@ def _of_conditions(case: Row, warn: Warn) -> Iterator[Warned]:
     yield from _of_device(case, warn)
     yield from of_rounds(case, warn)
     yield from _of_forecast(case, warn)
+    yield from _of_energy(case, warn)
     if case.get("variant") is None:
         message = "the exact variant is unknown"
         yield warn(Code.VARIANT_UNKNOWN, message, "name the model by its variant id to pin it")
@@ -217,6 +219,17 @@ def _of_device(case: Row, warn: Warn) -> Iterator[Warned]:
     elif verdict == proof.Verdict.UNPROVEN and case.get("device") in proof.ACCELERATORS:
         message = f"nothing proves that the {case['device']} did the work: {'; '.join(evidence)}"
         yield warn(Code.DEVICE_UNPROVEN, message, "do not take it for that device's speed before this is clear")
+
+
+def _of_energy(case: Row, warn: Warn) -> Iterator[Warned]:
+    for one in case.get("energy") or ():
+        ratio = one.get("disagreement_ratio")
+        if ratio is not None and ratio > MOST_DISAGREEMENT:
+            message = (
+                f"{one['scope']}: {one['method']} says {one['gross_j']:.3g} J, {one['second_method']} "
+                f"{one['second_j']:.3g} J: {ratio:.0%} apart"
+            )
+            yield warn(Code.ENERGY_DISAGREES, message, "one of the two is wrong: check with a meter at the plug")
 
 
 def _of_forecast(case: Row, warn: Warn) -> Iterator[Warned]:

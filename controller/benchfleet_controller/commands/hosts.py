@@ -139,7 +139,7 @@ async def _measure(agent: Agent, *, refresh: bool) -> Finding:
 
 
 def _row(host: str, finding: Finding) -> dict[str, Any]:
-    return _finding(host, finding.severity, finding.check, finding.message, finding.advice)
+    return _finding(host, finding.severity, finding.check, finding.message, finding.advice) | dict(finding.details)
 
 
 async def _ask(chosen: tuple[HostTarget, ...]) -> tuple[list[Agent], list[HostProblem]]:

@@ -74,6 +74,7 @@ def plan_of(options: argparse.Namespace, store: Store) -> Plan:
         goodput=options.goodput,
         deterministic=options.deterministic,
         idle_pause_s=options.idle_pause,
+        idle_baseline_s=options.idle_baseline,
         certificate=options.certificate,
         paths=tuple(options.path) or None,
         keep_warm_period_s=options.keep_warm,

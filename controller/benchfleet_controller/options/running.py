@@ -99,6 +99,12 @@ def run(run: argparse.ArgumentParser) -> None:
         "--idle-pause", type=float, metavar="S", help="after the rounds pause S seconds and send one request"
     )
     run.add_argument(
+        "--idle-baseline",
+        type=float,
+        metavar="S",
+        help="where power is metered, leave hosts alone S seconds before and after loads, for idle power (default 10)",
+    )
+    run.add_argument(
         "--certificate",
         action=argparse.BooleanOptionalAction,
         default=None,

@@ -30,7 +30,7 @@ CASE_COLUMNS: tuple[str, ...] = (
     "ram_given_back_bytes", "vram_basis", "vram_given_back_bytes", "energy_scope", "energy_method",
     "energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens",
     "energy_reason", "decode_limit_ratio", "prefill_limit_ratio", "efficiency", "efficiency_reason", "device_name",
-    "driver_version", "agent_version", "path",
+    "driver_version", "agent_version", "path", "marginal_per_token_j", "marginal_per_request_j", "marginal_reason",
 )  # fmt: skip
 """Keys of a case in JSON and CSV, in this order; additions go to the end."""
 DOCUMENT_COLUMNS = (

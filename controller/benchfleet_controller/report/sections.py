@@ -226,6 +226,8 @@ _ENERGY = tuple(
         ("energy_method", "By"),
         ("energy_per_token_j", "J/token"),
         ("energy_per_request_j", "J/request"),
+        ("marginal_per_token_j", "Marginal J/token"),
+        ("marginal_per_request_j", "Marginal J/request"),
         ("kwh_per_million_tokens", "kWh/1M tokens"),
         ("cost_per_million_tokens", "Electricity/1M tokens"),
         ("gross", "Gross (J)"),
@@ -255,7 +257,7 @@ def energy_section(cases: Sequence[Row]) -> Section | None:
             row |= {"load": load_shape(case), "energy_scope": one["scope"], "energy_method": one["method"]}
             speaks = case.get("energy_scope") in (one["scope"], "parts") and one["gross_j"] is not None
             if speaks and place == 0:  # a case has one figure for a token, of all that speaks for it
-                row |= {column.name: shown.get(column.name) for column in _ENERGY[2:6]}
+                row |= {column.name: shown.get(column.name) for column in _ENERGY[2:8]}
             marginal = one["marginal_loaded_j"] if one["marginal_loaded_j"] is not None else one["marginal_host_j"]
             row |= {
                 "gross": _figure(one["gross_j"]),
@@ -267,7 +269,10 @@ def energy_section(cases: Sequence[Row]) -> Section | None:
     what = (*_TIMES[:_SUBJECT], *prompt_set_column(metered))
     columns = [column for column in _ENERGY if any(row.get(column.name) is not None for row in rows)]
     reasons = dict.fromkeys(
-        reason for case in metered for one in case["energy"] for reason in one["reasons"] if one["gross_j"] is None
+        reason
+        for case in metered
+        for one in case["energy"]
+        for reason in (one["reasons"] if one["gross_j"] is None or one["marginal_loaded_j"] is None else ())
     )
     return Section("Energy", rows, (*what, *columns), (_ENERGY_NOTE, *reasons))
 

@@ -229,8 +229,9 @@ def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_id
     source = metric.by_round
     if source is None:
         return RoundValues(np.empty(0, object), np.empty(0), np.empty(0))
-    if source.table is Source.ENERGY:
-        return _round_energy(connection, source.value, float(source.weight), run_ids)
+    if source.table in (Source.ENERGY, Source.MARGINAL):
+        marginal = source.table is Source.MARGINAL
+        return _round_energy(connection, source.value, float(source.weight), run_ids, marginal=marginal)
     parameters: list[Any] = []
     if source.table is Source.REQUESTS:
         columns = f"case_id, {metric.name} AS value, {metric.name}_weight AS weight"
@@ -256,7 +257,7 @@ def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_id
 
 
 def _round_energy(
-    connection: duckdb.DuckDBPyConnection, count: str, factor: float, run_ids: Sequence[str] | None
+    connection: duckdb.DuckDBPyConnection, count: str, factor: float, run_ids: Sequence[str] | None, *, marginal: bool
 ) -> RoundValues:
     """Energy of each counted round for one of its answers' tokens or requests, × ``factor``; of metered cases only."""
     cases = [case for case in case_results(connection, run_ids, itl=False) if case["energy_scope"] is not None]
@@ -270,7 +271,9 @@ def _round_energy(
         (case["case_id"], joules / counted[count] * factor, float(counted[count]))
         for case in cases
         for joules, counted in telemetry.round_energy(
-            case, [(mine, counts[name]) for name, mine in parts[case["case_id"]].items() if name in counts]
+            case,
+            [(mine, counts[name]) for name, mine in parts[case["case_id"]].items() if name in counts],
+            marginal=marginal,
         )
         if counted[count]
     ]
@@ -323,7 +326,8 @@ def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[st
                  sum(host_cpu_throttle_count) AS cpu_throttle_count,
                  max(host_memory_pressure_us * 1e3 / nullif(end_ns - start_ns, 0)) AS memory_pressure_ratio,
                  min(available_least_bytes) AS available_least_bytes, min(on_battery_least) AS on_battery_least,
-                 max(on_battery_most) AS on_battery_most, max(largest_gap_ns) / 1e9 AS largest_gap_s,
+                 max(on_battery_most) AS on_battery_most, max(cpu_clock_hz) AS cpu_clock_hz,
+                 max(largest_gap_ns) / 1e9 AS largest_gap_s,
                  max(samples) AS samples
           {condensed.SPANS.told} WHERE phase = 'round' GROUP BY round_id)
         SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,

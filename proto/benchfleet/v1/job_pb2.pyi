@@ -65,6 +65,7 @@ class JobSpec(_message.Message):
     SAMPLE_PERIOD_MS_FIELD_NUMBER: _builtins.int
     SKIP_CERTIFICATE_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    IDLE_BASELINE_S_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run this job belongs to (UUID)."""
     held_by: _builtins.str
@@ -73,6 +74,10 @@ class JobSpec(_message.Message):
     """Time between fast telemetry readings, in milliseconds; 0: the agent's default (100)."""
     skip_certificate: _builtins.bool
     """Leave out the agent's measurement of itself before the first case."""
+    idle_baseline_s: _builtins.float
+    """Where energy or power is metered: leave the host alone for so many seconds before each load and after it, which
+    tells its idle power. 0: do not. Absent: the agent's default.
+    """
     @_builtins.property
     def prompt_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptSet]:
         """Prompt sets, referred to by the cases."""
@@ -95,12 +100,15 @@ class JobSpec(_message.Message):
         sample_period_ms: _builtins.int = ...,
         skip_certificate: _builtins.bool = ...,
         conditions: Global___HostConditions | None = ...,
+        idle_baseline_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_baseline_s", b"_idle_baseline_s", "conditions", b"conditions", "idle_baseline_s", b"idle_baseline_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "conditions", b"conditions", "held_by", b"held_by", "prompt_sets", b"prompt_sets", "run_id", b"run_id", "sample_period_ms", b"sample_period_ms", "skip_certificate", b"skip_certificate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_baseline_s", b"_idle_baseline_s", "cases", b"cases", "conditions", b"conditions", "held_by", b"held_by", "idle_baseline_s", b"idle_baseline_s", "prompt_sets", b"prompt_sets", "run_id", b"run_id", "sample_period_ms", b"sample_period_ms", "skip_certificate", b"skip_certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__idle_baseline_s: _TypeAlias = _typing.Literal["idle_baseline_s"]  # noqa: Y015
+    _WhichOneofArgType__idle_baseline_s: _TypeAlias = _typing.Literal["_idle_baseline_s", b"_idle_baseline_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_baseline_s) -> _WhichOneofReturnType__idle_baseline_s | None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 

@@ -260,6 +260,7 @@ def test_a_session_loads_nothing_and_is_marked_remote() -> None:
     assert loaded.execution_provider is None
     assert loaded.endpoint.remote
     assert (loaded.endpoint.base_url, loaded.endpoint.model) == ("http://10.0.0.7:8080/v1", "m")
+    assert runtime.remote
     assert session.process_ids() == ()
     session.check()
     assert session.unload(1.0) is None
@@ -301,9 +302,11 @@ def test_the_servers_processes_are_charged_and_asked_for_again_only_after_a_whil
     runtime = EndpointRuntime(EndpointSettings("http://localhost:9"), find_service=no_service, find_owner=owner)
     runtime._client._opener = PlainOpener(listing("m"))  # type: ignore[assignment]
     session = runtime.open(runtime.resolve("m", None), Placement())
+    assert session.process_ids() == (4711,), "what is there before the case is known before it"
     session.prepare(lambda message, fraction: None)
     assert [session.process_ids() for _ in range(20)] == [(4711,)] * 20
-    assert asked == [9]
+    assert asked == [9, 9]
+    assert not runtime.remote
 
 
 def test_a_tunnel_on_loopback_leads_to_another_machine() -> None:

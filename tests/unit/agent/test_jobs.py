@@ -6,6 +6,7 @@ import pytest
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.v1 import job_pb2
+from benchfleet_agent.idle_baseline import DEFAULT_IDLE_BASELINE_S
 from benchfleet_agent.jobs import Answer, JobOrder, SyntheticOrder, answer_start, case_outcome
 from benchfleet_agent.rounds import StopRule
 from fakes.specs import case_spec, job_spec
@@ -20,6 +21,14 @@ def test_a_valid_spec_becomes_an_order_with_default_deadlines() -> None:
     assert isinstance(case.prompts, tuple)
     assert [prompt.prompt_id for prompt in case.prompts] == ["p1", "p2"]
     assert order.sample_period_ms == 100
+
+
+def test_the_idle_baseline_is_the_agents_unless_the_job_names_one() -> None:
+    spec = job_spec()
+    assert JobOrder.from_proto("job-1", spec).idle_baseline_s == DEFAULT_IDLE_BASELINE_S
+    for asked in (0.0, 25.0):
+        spec.idle_baseline_s = asked
+        assert JobOrder.from_proto("job-1", spec).idle_baseline_s == asked
 
 
 def test_parameters_that_were_not_sent_stay_none() -> None:
@@ -95,6 +104,7 @@ def test_load_shape_and_conditions_are_read() -> None:
         (_set("request_rate_per_s", 5.0), "arrival must be one of constant, poisson"),
         (_set("arrival", "poisson"), "arrival is for an open loop"),
         (_set("idle_pause_s", -1.0), "idle_pause_s"),
+        (lambda spec: setattr(spec, "idle_baseline_s", -1.0), "idle_baseline_s"),
         (lambda spec: setattr(spec.cases[0].stop, "maximum_round_count", 1), "maximum_round_count"),
         (lambda spec: setattr(spec.cases[0].stop, "interval_ratio", 1.5), "interval_ratio must lie"),
         (lambda spec: setattr(spec.cases[0].stop, "interval_ratio", 0.1), "round_count of at least 3"),

@@ -94,7 +94,9 @@ class FakeRusage:
 def process(energy_nj: int, highest_mib: int, start: int = 7) -> dict[str, int]:
     return {
         "energy_nj": energy_nj,
+        "phys_footprint": highest_mib * MIB // 2,
         "lifetime_max_phys_footprint": highest_mib * MIB,
+        "neural_footprint": 3 * MIB,
         "proc_start_abstime": start,
         "user_time": 5,
     }
@@ -124,8 +126,10 @@ def test_fields_lie_at_the_documented_offsets(version: int, energy_nj: int | Non
     data = usage(version, **{**numbers, "energy_nj": 123})
     expected = ProcessUse(
         start=numbers["proc_start_abstime"],
+        footprint_bytes=numbers["phys_footprint"],
         highest_bytes=numbers["lifetime_max_phys_footprint"],
         energy_nj=energy_nj,
+        neural_bytes=numbers["neural_footprint"] if version == V6 else None,
         user_time=numbers["user_time"],
     )
     assert parse_usage(data, version) == expected
@@ -139,7 +143,7 @@ def test_a_structure_cut_short_is_refused() -> None:
 def test_energy_and_footprints_are_summed_over_the_tree() -> None:
     bench = Bench(FakeRusage({RUNTIME: process(1_000, 300), CHILD: process(50, 40), 1: process(9_999, 9)}))
     bench.children = (CHILD,)
-    assert bench.values() == (1_050, 340 * MIB)
+    assert bench.values() == (1_050, 170 * MIB, 340 * MIB, 6 * MIB)
     assert not bench.probe.gaps()
 
 
@@ -148,26 +152,27 @@ def test_energy_does_not_fall_when_a_process_ends_or_its_id_comes_back() -> None
     bench.children = (CHILD,)
     bench.values()
     bench.api.processes[CHILD] = errno.ESRCH
-    assert bench.values() == (1_050, 300 * MIB)
+    assert bench.values() == (1_050, 150 * MIB, 300 * MIB, 3 * MIB)
     bench.api.processes[CHILD] = process(3, 10, start=99)
-    assert bench.values() == (1_053, 310 * MIB)
+    assert bench.values() == (1_053, 155 * MIB, 310 * MIB, 6 * MIB)
 
 
 def test_another_runtime_begins_an_account_of_its_own() -> None:
     bench = Bench(FakeRusage({RUNTIME: process(1_000, 300), CHILD: process(50, 40)}))
     bench.values(RUNTIME)
-    assert bench.values(CHILD) == (50, 40 * MIB)
+    assert bench.values(CHILD) == (50, 20 * MIB, 40 * MIB, 3 * MIB)
 
 
 def test_macos_before_13_has_footprints_but_no_energy() -> None:
     bench = Bench(FakeRusage({RUNTIME: process(1_000, 300)}, newest=V4))
-    assert bench.values() == (None, 300 * MIB)
+    assert bench.values() == (None, 150 * MIB, 300 * MIB, None)
     assert "before 13" in bench.probe.gaps()["runtime_energy_nj"]
+    assert "before 13" in bench.probe.gaps()["runtime_neural_bytes"]
 
 
 def test_energy_that_stays_0_while_the_cpu_works_is_unknown() -> None:
     bench = Bench(FakeRusage({RUNTIME: process(0, 300)}))
-    assert bench.values() == (None, 300 * MIB)
+    assert bench.values() == (None, 150 * MIB, 300 * MIB, 3 * MIB)
     assert "not accounted" in bench.probe.gaps()["runtime_energy_nj"]
 
 
@@ -175,17 +180,17 @@ def test_energy_that_stays_0_while_the_cpu_works_is_unknown() -> None:
 def test_a_process_that_may_not_be_read_makes_the_sums_unknown(number: int, reason: str) -> None:
     bench = Bench(FakeRusage({RUNTIME: process(1_000, 300), CHILD: number}))
     bench.children = (CHILD,)
-    assert bench.values() == (None, None)
+    assert bench.values() == (None,) * 4
     assert reason in bench.probe.gaps()["runtime_energy_nj"]
-    assert reason in bench.probe.gaps()["runtime_rss_highest_bytes"]
+    assert reason in bench.probe.gaps()["runtime_footprint_highest_bytes"]
 
 
 def test_no_runtime_and_one_that_ended_are_reasons() -> None:
     bench = Bench(FakeRusage({}))
     (reading,) = bench.probe.read(Targets())
-    assert reading.values == (None, None)
+    assert reading.values == (None,) * 4
     assert "no process of the runtime runs" in bench.probe.gaps()["runtime_energy_nj"]
-    assert bench.values() == (None, None)
+    assert bench.values() == (None,) * 4
     assert "left" in bench.probe.gaps()["runtime_energy_nj"]
 
 

@@ -32,6 +32,7 @@ def make(nvml: FakeNvml, *, foreign: bool = False, clock: Clock | None = None) -
         wall_clock=lambda: NOW_US * 1_000,
         tree=lambda roots: (11,),
         foreign_ids=lambda: foreign,
+        host_memory=lambda: 128 << 30,
     )
     probe.discover()
     return probe
@@ -39,6 +40,9 @@ def make(nvml: FakeNvml, *, foreign: bool = False, clock: Clock | None = None) -
 
 def read(probe: NvidiaProbe, targets: Targets = RUNTIME) -> dict[str, Any]:
     return dict(zip(probe.metrics(), probe.read_at_edge(targets)[0].values, strict=True))
+
+
+OWN_POWER = {"device_module_power_w": "the driver tells the GPU's own power"}
 
 
 def test_units_and_identity() -> None:
@@ -60,6 +64,7 @@ def test_units_and_identity() -> None:
         "device_throttle_reasons": 1 | 2,
         "device_power_throttle_ns": 3_007,
         "device_thermal_throttle_ns": 520,
+        "device_module_power_w": None,
     }
     assert set(METRICS) <= set(BY_NAME)
     (device,) = probe.devices()
@@ -71,7 +76,7 @@ def test_units_and_identity() -> None:
     )
     assert device.memory_kind == "dedicated"
     assert device.memory_bandwidth_bytes_per_s == pytest.approx(1008e9, rel=1e-3)
-    assert probe.gaps() == {}
+    assert probe.gaps() == OWN_POWER
 
 
 def test_every_gpu_has_a_reading() -> None:
@@ -112,12 +117,36 @@ def test_a_refused_metric_is_absent_with_a_reason_and_asked_once(function: str, 
     nvml.errors[function] = code
     probe = make(nvml)
     values = read(probe)
-    assert {name for name, value in values.items() if value is None} == metrics
-    assert set(probe.gaps()) == metrics
-    assert all(f"code {code}" in reason for reason in probe.gaps().values())
+    assert {name for name, value in values.items() if value is None} == metrics | OWN_POWER.keys()
+    gaps = dict(probe.gaps().items() - OWN_POWER.items())
+    assert set(gaps) == metrics
+    assert all(f"code {code}" in reason for reason in gaps.values())
     count = nvml.calls.count(function)
     read(probe)
     assert nvml.calls.count(function) == count
+
+
+def test_a_driver_that_cannot_tell_its_own_reserve_says_what_is_in_use_with_it() -> None:
+    nvml = FakeNvml()
+    nvml.refuses_memory_v2 = True
+    probe = make(nvml)
+    assert [read(probe)["device_memory_used_bytes"] for _ in range(2)] == [1_000, 1_000]
+    assert set(probe.gaps()) == {"device_memory_reserved_bytes", *OWN_POWER}
+    assert "device_memory_used_bytes holds it" in probe.gaps()["device_memory_reserved_bytes"]
+    assert nvml.calls.count("nvmlDeviceGetMemoryInfo") == 1 + 3, "once for the total, once in vain"
+
+
+def test_power_of_a_module_is_read_where_there_is_no_other_and_never_called_the_gpus() -> None:
+    nvml = FakeNvml()
+    nvml.refused_fields = {185, 186}
+    nvml.errors["nvmlDeviceGetPowerUsage"] = nvml.NVML_ERROR_NOT_SUPPORTED
+    nvml.module_power_mw = 640_000
+    values = read(make(nvml))
+    assert [values[f"device_{name}_w"] for name in ("power", "power_average", "module_power")] == [None, None, 640.0]
+    nvml.module_power_mw = None
+    probe = make(nvml)
+    assert read(probe)["device_module_power_w"] is None
+    assert "code 3 for field 186" in probe.gaps()["device_module_power_w"]
 
 
 def test_no_figure_this_time_is_no_refusal() -> None:
@@ -231,7 +260,8 @@ def test_one_memory_with_the_cpu_needs_a_known_name_and_a_refusal() -> None:
     nvml.name = "NVIDIA GB10"
     probe = make(nvml)
     device = probe.devices()[0]
-    assert (device.memory_kind, device.memory_bytes, device.memory_bandwidth_bytes_per_s) == ("unified", None, None)
+    assert (device.memory_kind, device.memory_bytes) == ("unified", 128 << 30)
+    assert device.memory_bandwidth_bytes_per_s is None
     values = read(probe)
     assert (values["device_memory_used_bytes"], values["device_memory_runtime_bytes"]) == (None, 600)
     assert "host_available_bytes" in probe.gaps()["device_memory_used_bytes"]
@@ -287,7 +317,7 @@ def test_a_runtime_that_comes_later_is_still_attributed() -> None:
     assert read(probe, Targets())["device_memory_runtime_bytes"] is None
     assert "no process" in probe.gaps()["device_memory_runtime_bytes"]
     assert read(probe)["device_memory_runtime_bytes"] == 600
-    assert probe.gaps() == {}
+    assert probe.gaps() == OWN_POWER
 
 
 def test_a_lost_gpu_is_out_and_the_others_go_on_until_it_is_back() -> None:
@@ -306,7 +336,7 @@ def test_a_lost_gpu_is_out_and_the_others_go_on_until_it_is_back() -> None:
     nvml.lost = set()
     clock.now += 10 * S
     assert [reading.device_id for reading in probe.read(RUNTIME)] == ["GPU-0", "GPU-1"]
-    assert probe.gaps() == {}
+    assert probe.gaps() == OWN_POWER
 
 
 def test_a_gpu_lost_before_the_start_does_not_hide_the_others() -> None:

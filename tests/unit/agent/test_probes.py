@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchfleet.quantities import quantity
 from benchfleet.samples import BY_NAME
 from benchfleet_agent import probes as probes_package
 from benchfleet_agent.probes import (
@@ -23,7 +24,7 @@ from benchfleet_agent.probes import (
     describe,
     make_probe,
 )
-from benchfleet_agent.probes.listing import as_json, as_text, carry_out, quantity
+from benchfleet_agent.probes.listing import as_json, as_text, carry_out
 
 HERE = Path(probes_package.__file__).parent
 DESCRIPTION = ProbeDescription(

@@ -128,16 +128,35 @@ def test_runtimes_say_what_they_can_do() -> None:
 
 
 def test_probes_say_cost_how_they_were_tried_and_what_they_lack() -> None:
-    gaps = {f"metric_{number}": "this driver has none" for number in range(5)}
+    gaps = {"a": "too old", "b": "too old", "c": "no rights", "d": "no sensor", "e": "unknown", "f": "unknown"}
     probe = host_pb2.ProbeInfo(
         probe_id="nvidia", available=True, metrics=["a", "b"], cost_us=250.4, verification="real hardware", gaps=gaps
     )
     (found,) = examine_probes([probe])
     assert found.message == "2 metrics, 250 µs a reading, tried on real hardware"
-    assert found.advice is not None
-    assert "metric_2: this driver has none; and 2 more" in found.advice
+    assert found.advice == "not offered: a, b: too old; c: no rights; d: no sensor; and 2 more"
+    assert found.details == {"reading": None, "gaps": gaps}
     (silent,) = examine_probes([host_pb2.ProbeInfo(probe_id="x", available=True)])
     assert silent.message == "0 metrics"
+
+
+def test_a_reading_is_told_in_short_and_whole_for_scripts() -> None:
+    names = [
+        "device_memory_used_bytes",
+        "device_power_w",
+        "device_clock_hz",
+        "device_busy_ratio",
+        "device_temperature_c",
+    ]
+    reading = {f"{name}@gpu{index}": 2.5e9 + index for index in range(2) for name in names} | {"of_a_later_agent": 1.0}
+    reading["device_power_w@gpu0"] = 40.25
+    probe = host_pb2.ProbeInfo(probe_id="x", available=True, metrics=["of_a_later_agent", *names], reading=reading)
+    (found,) = examine_probes([probe])
+    assert found.message.startswith(
+        "6 metrics; read device_memory_used_bytes 2.3 GiB, device_power_w 40.2 W, device_clock_hz 2.50 GHz, "
+    )
+    assert found.message.endswith(" and 1 more")
+    assert found.details["reading"] == reading
 
 
 def test_limits_are_told_in_the_fields_units() -> None:

@@ -17,6 +17,10 @@ OPEN: dict[str, Any] = {
     "request_rate_per_s": 4.0, "arrival": "constant", "requests": 40, "rounds": 10, "e2e_avg_s": 0.1,
 }  # fmt: skip
 NARROW: dict[str, Any] = {"interval_ratio": 0.05, "maximum_rounds": 10, "ttft_avg_s": 1.0, "e2e_avg_s": 2.0}
+APART = {
+    "scope": "gpu_board", "method": "counter", "gross_j": 1500.0, "second_method": "power", "second_j": 1200.0,
+    "disagreement_ratio": 0.2,
+}  # fmt: skip
 HOST: dict[str, Any] = {"host": "a", "machine_id": "m", "agent_version": "1", "on_battery": None, "problems": []}
 DRIVER: dict[str, Any] = {"devices": [{"display_name": "GPU", "driver_version": "580"}]}
 OTHER_DRIVER: dict[str, Any] = {"devices": [{"display_name": "GPU", "driver_version": "590"}]}
@@ -34,6 +38,9 @@ def test_agents_that_took_turns_on_one_machine_are_no_alarm() -> None:
 def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
     assert check([CLEAN], [HOST]) == ()
     assert check([CLEAN | {"status": "skipped", "variant": None}]) == ()
+    assert (
+        check([CLEAN | {"energy": [APART | {"disagreement_ratio": 0.1}, APART | {"disagreement_ratio": None}]}]) == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,7 @@ def test_nothing_to_say_and_unknown_is_no_alarm() -> None:
         ({"accounting": "not_streamed"}, Code.NOT_STREAMED),
         ({"cached_prompt_tokens": 5, "prompt_tokens": 9}, Code.PROMPTS_CACHED),
         ({"remote": True}, Code.REMOTE_ENDPOINT),
+        ({"energy": [APART]}, Code.ENERGY_DISAGREES),
         ({"dropped_readings": 3}, Code.READINGS_DROPPED),
         ({"coalesced_ratio": 0.5}, Code.CHUNKS_COALESCED),
         ({"load_cpu_ratio": 0.9}, Code.CLIENT_BUSY),

@@ -27,7 +27,7 @@ def after(**state: Any) -> dict[str, Any]:
         ({"cpu_throttle_count": 7}, Trouble.THROTTLED, "for their heat 7 times"),
         (after(thermal_pressure="serious"), Trouble.THROTTLED, "thermal pressure was serious"),
         (
-            BUSY | after(cpu_clock_hz=2 * GHZ, cpu_clock_limit_hz=4 * GHZ),
+            BUSY | {"cpu_clock_hz": 2 * GHZ} | after(cpu_clock_hz=4 * GHZ, cpu_clock_limit_hz=4 * GHZ),
             Trouble.THROTTLED,
             "processors ran at 2.0 of 4.0 GHz",
         ),
@@ -55,7 +55,8 @@ def test_each_trouble(row: dict[str, Any], trouble: Trouble, told: str) -> None:
         {"thermal_throttled_ratio": 0.01},
         # Counters are exact; a mask that was seen once is not held against them.
         {"power_throttled_ratio": 0.0, "throttled_ratio": 0.5, "throttle_reasons": 1},
-        BUSY | {"busy_ns": 30, "runtime_ns": 28} | after(cpu_clock_hz=GHZ, cpu_clock_limit_hz=4 * GHZ),  # idle
+        BUSY | {"busy_ns": 30, "runtime_ns": 28, "cpu_clock_hz": GHZ} | after(cpu_clock_limit_hz=4 * GHZ),  # idle
+        BUSY | after(cpu_clock_hz=GHZ, cpu_clock_limit_hz=4 * GHZ),  # slow once the work was done
         BUSY | {"runtime_ns": 69},
         BUSY | after(background_cpu_ratio=0.3),  # telemetry saw the round itself
         {"largest_gap_s": 3.0, "samples": 5, "duration_s": 10.0},  # it is read that seldom

@@ -354,7 +354,7 @@ def test_load_shapes_and_conditions_of_a_file_become_a_plan(tmp_path: Path) -> N
 def test_what_a_host_must_be_like_reaches_its_job(tmp_path: Path) -> None:
     text = (
         'models = ["m"]\npath = ["http", "direct"]\nkeep_warm_period_s = 60\nskip_unfit = true\n'
-        '[hosts]\na = "10.0.0.1"\n'
+        'idle_baseline_s = 0\n[hosts]\na = "10.0.0.1"\n'
         "[conditions]\nrequire_ac = true\ncool_temperature_c = 60\nmaximum_background_ratio = 0.05\nwait_s = 20"
     )
     plan = build_plan(load_plan(_file(tmp_path, text)), Overrides(), {})
@@ -363,6 +363,7 @@ def test_what_a_host_must_be_like_reaches_its_job(tmp_path: Path) -> None:
 
     assert plan.conditions == Conditions(True, 60, 0.05, 20)
     assert (spec.conditions.require_ac, spec.conditions.cool_temperature_c, spec.conditions.wait_s) == (True, 60, 20)
+    assert (spec.HasField("idle_baseline_s"), spec.idle_baseline_s) == (True, 0)
     assert sorted(case.path for case in spec.cases) == ["direct", "http"]
     assert all(case.skip_unfit and case.keep_warm_period_s == 60 for case in spec.cases)
 
@@ -370,7 +371,9 @@ def test_what_a_host_must_be_like_reaches_its_job(tmp_path: Path) -> None:
 def test_without_conditions_a_job_has_none() -> None:
     (job,) = plans.expand(build_plan(MINIMUM, Overrides(), {}), lambda: "id")
 
-    assert not job.to_proto(build_plan(MINIMUM, Overrides(), {}), "run", "me").HasField("conditions")
+    spec = job.to_proto(build_plan(MINIMUM, Overrides(), {}), "run", "me")
+    assert not spec.HasField("conditions")
+    assert not spec.HasField("idle_baseline_s")
 
 
 def test_an_open_loop_allows_many_in_flight_unless_told() -> None:

@@ -22,7 +22,9 @@ def tenths(start_s: float, end_s: float) -> list[float]:
     return [start_s + n / 10 for n in range(round((end_s - start_s) * 10) + 1)]
 
 
-def made(path: Path, *, device: str = "gpu", ep: str = "CUDA", power: bool = False, **on: Any) -> Store:
+def made(
+    path: Path, *, device: str = "gpu", ep: str = "CUDA", round_s: float = 10.0, power: str = "", **on: Any
+) -> Store:
     """One case with two rounds of 10 s, 100 tokens each: the board takes 10 W idle, 20 W loaded, 50 W in rounds."""
     store, job = Store(path), JobEvents()
     gpu = host_pb2.Device(device_id="gpu0", kind="gpu", display_name="GPU", driver_version="580")
@@ -30,15 +32,17 @@ def made(path: Path, *, device: str = "gpu", ep: str = "CUDA", power: bool = Fal
     job.job_started(spec("c1"), host(**({"devices": [gpu]} | on)))
     job.case_started("c1", device=device, execution_provider=ep, size_bytes=100 * MIB)
     job.loaded("c1", ep=ep)
-    joules = 0.0
+    joules, middle, end = 0.0, 12 + round_s, 12 + 2 * round_s
     for phase, round_id, start_s, end_s, watts, held in (
-        ("baseline", "", 0, 6, 10.0, 50), ("loaded", "", 6, 12, 20.0, 150), ("round", "r1", 12, 22, 50.0, 170),
-        ("round", "r2", 22, 32, 50.0, 170), ("loaded", "", 32, 33, 20.0, 150), ("after", "", 33, 34, 10.0, 60),
+        ("baseline", "", 0, 6, 10.0, 50), ("loaded", "", 6, 12, 20.0, 150), ("round", "r1", 12, middle, 50.0, 170),
+        ("round", "r2", middle, end, 50.0, 170), ("loaded", "", end, end + 1, 20.0, 150),
+        ("after", "", end + 1, end + 2, 10.0, 60),
     ):  # fmt: skip
         at = tenths(start_s, end_s)
         counted = [1e3 * (joules + watts * (time - start_s)) for time in at]
         joules += watts * (end_s - start_s)
-        energy = {"device_power_w": [watts] * len(at)} if power else {"device_energy_mj": counted}
+        wavering = [watts + (0.01 if n % 2 else -0.01) for n in range(len(at))]
+        energy = {power: wavering} if power else {"device_energy_mj": counted}
         job.samples(
             "c1", round_id, phase, at, device_id="gpu0", probe_id="nvidia",
             device_memory_used_bytes=[held * MIB] * len(at), device_busy_ratio=[0.9 * (phase == "round")] * len(at),
@@ -77,6 +81,8 @@ def test_energy_by_counter_for_a_token_and_a_request(tmp_path: Path) -> None:
     assert (case["energy_scope"], case["energy_reason"]) == ("gpu_board", None)
     assert case["energy_per_token_j"] == pytest.approx(5.0)
     assert case["energy_per_request_j"] == pytest.approx(500.0)
+    assert (case["marginal_per_token_j"], case["marginal_per_request_j"]) == pytest.approx((3.0, 300.0))
+    assert case["marginal_reason"] is None
     assert case["kwh_per_million_tokens"] == pytest.approx(5 / 3.6)
     assert case["energy_j"] == pytest.approx(1000.0)
     assert case["cost_per_million_tokens"] is None
@@ -84,9 +90,21 @@ def test_energy_by_counter_for_a_token_and_a_request(tmp_path: Path) -> None:
 
 
 def test_energy_by_power_is_the_area_below_it(tmp_path: Path) -> None:
-    (case,) = made(tmp_path / "a.duckdb", power=True).case_results()
+    (case,) = made(tmp_path / "a.duckdb", power="device_power_w").case_results()
     assert case["energy_method"] == "power"
-    assert case["energy_per_token_j"] == pytest.approx(5.0)
+    assert case["energy_per_token_j"] == pytest.approx(5.0, rel=1e-3)
+    assert case["marginal_per_token_j"] == pytest.approx(3.0, rel=1e-3)
+
+
+def test_averaged_power_is_the_last_resort_and_needs_longer_rounds(tmp_path: Path) -> None:
+    (case,) = made(tmp_path / "a.duckdb", power="device_power_average_w").case_results()
+    assert case["energy"][0]["method"] == "averaged_power"
+    assert case["energy_reason"].startswith(
+        "gpu_board: rounds of 10 s are too short for a source that moves every 1 s: ±20%"
+    )
+    (case,) = made(tmp_path / "b.duckdb", power="device_power_average_w", round_s=30.0).case_results()
+    assert (case["energy_method"], case["energy_j"]) == ("averaged_power", pytest.approx(3000.0, rel=1e-3))
+    assert case["energy_per_request_j"] == pytest.approx(1500.0, rel=1e-3)
 
 
 def test_energy_by_round_gives_intervals(tmp_path: Path) -> None:
@@ -94,6 +112,8 @@ def test_energy_by_round_gives_intervals(tmp_path: Path) -> None:
     for metric, value in (
         ("energy_per_token_j", 5.0),
         ("energy_per_request_j", 500.0),
+        ("marginal_per_token_j", 3.0),
+        ("marginal_per_request_j", 300.0),
         ("kwh_per_million_tokens", 5 / 3.6),
     ):
         values = store.round_values(metric, ["r1"])
@@ -213,3 +233,112 @@ def test_a_case_that_never_ran_claims_nothing(tmp_path: Path) -> None:
     told = ("device_proof", "energy", "energy_reason", "efficiency", "efficiency_reason", "spread_ratio")
     assert [case[name] for name in told] == [None] * len(told)
     json.dumps({name: case[name] for name in told} | {"round_troubles": case["round_troubles"]})
+
+
+def worked(
+    path: Path, *samples: tuple[str, str, float, float, dict[str, Any]], device: str = "gpu", **on: Any
+) -> dict[str, Any]:
+    """The case of one round made of (phase, probe, start, end, value by metric) read ten times a second."""
+    store, job = Store(path), JobEvents()
+    job.job_started(spec("c1"), host(**on))
+    job.case_started("c1", device=device, size_bytes=100 * MIB)
+    job.loaded("c1", ep="")
+    for phase, probe_id, start_s, end_s, values in samples:
+        at = tenths(start_s, end_s)
+        columns = {name: [value(time) for time in at] if callable(value) else value for name, value in values.items()}
+        device_id = "gpu0" if probe_id == "gpu" else ""
+        job.samples(
+            "c1", "r1" if phase == "round" else "", phase, at, probe_id=probe_id, device_id=device_id,
+            **{name: column if isinstance(column, list) else [column] * len(at) for name, column in columns.items()},
+        )  # fmt: skip
+    job.round("c1", "r1", 0, 10, 12, [ok_request("q1", 10, [0.1, 0.2], 12)])
+    job.case_finished("c1")
+    job.job_finished()
+    store.commit_events("j1", job.events)
+    (case,) = store.case_results()
+    (case["conditions_of_round"],) = store.round_conditions(["r1"])
+    return case
+
+
+def test_of_idle_phases_only_long_pieces_count(tmp_path: Path) -> None:
+    store, job = Store(tmp_path / "a.duckdb"), JobEvents()
+    job.job_started(spec("c1"))
+    job.case_started("c1", device="cpu", execution_provider="CPU")
+    joules = 0.0
+    pieces = [("loaded", "", 0.0, 8.0, 20.0)]
+    for index in range(3):  # rounds 0.3 s apart, in which the package cools down from 80 W
+        begin = 8 + 10.3 * index
+        pieces += [("round", f"r{index}", begin, begin + 10, 80.0), ("loaded", "", begin + 10, begin + 10.3, 50.0)]
+    for phase, round_id, start_s, end_s, watts in pieces:
+        at = tenths(start_s, end_s)
+        counted = [1e6 * (joules + watts * (time - start_s)) for time in at]
+        joules += watts * (end_s - start_s)
+        job.samples("c1", round_id, phase, at, probe_id="rapl", cpu_package_energy_uj=counted)
+        if round_id:
+            job.round("c1", round_id, int(round_id[1]), start_s, end_s, [ok_request(round_id, start_s, [0.1], end_s)])
+    store.commit_events("j1", job.events)
+    (told,) = store.case_results()[0]["energy"]
+    assert told["idle_loaded_w"] == pytest.approx(20.0, rel=0.02)
+    assert told["gross_j"] == pytest.approx(2400.0, rel=0.02)
+
+
+def test_a_share_of_memory_read_at_edges_gives_way_to_a_larger_one_of_the_device(tmp_path: Path) -> None:
+    def of_runtime(mib: int) -> Any:
+        return lambda time: mib * MIB if time in (10, 12) else None
+
+    def case(name: str, own: int, most: int) -> tuple[int, str]:
+        found = worked(
+            tmp_path / name,
+            ("baseline", "gpu", 0, 1, {"device_memory_used_bytes": 50 * MIB}),
+            ("round", "gpu", 10, 12, {
+                "device_memory_used_bytes": lambda time: (most if time == 11 else 100) * MIB,
+                "device_memory_runtime_bytes": of_runtime(own),
+            }),
+        )  # fmt: skip
+        return found["vram_peak_bytes"] // MIB, found["vram_basis"]
+
+    assert case("a.duckdb", own=120, most=250) == (200, "device_delta")
+    assert case("b.duckdb", own=120, most=150) == (120, "process_at_edges")
+
+
+def test_a_gpu_with_the_hosts_memory_is_told_by_what_is_no_longer_free(tmp_path: Path) -> None:
+    gpu = host_pb2.Device(device_id="gpu0", kind="gpu", display_name="GB10", memory_kind="unified")
+    samples = (
+        ("baseline", "system", 0, 1, {"host_available_bytes": 1000 * MIB}),
+        ("round", "system", 10, 12, {"host_available_bytes": lambda time: (300 if time == 11 else 400) * MIB}),
+    )
+    case = worked(tmp_path / "a.duckdb", *samples, devices=[gpu])
+    assert (case["vram_peak_bytes"], case["vram_basis"]) == (700 * MIB, "available_delta")
+    gpu.memory_kind = "dedicated"
+    assert worked(tmp_path / "b.duckdb", *samples, devices=[gpu])["vram_peak_bytes"] is None
+
+
+def test_busy_time_and_clocks_of_the_round_alone(tmp_path: Path) -> None:
+    case = worked(
+        tmp_path / "a.duckdb",
+        ("round", "gpu", 10, 12, {"device_busy_ns": lambda time: int((time - 10) * S / 4)}),
+        ("round", "cpu", 10, 12, {"host_cpu_clock_hz": lambda time: 1e9 if time in (10, 12) else 3e9}),
+    )
+    assert case["gpu_busy_ratio"] == pytest.approx(0.25)
+    assert case["conditions_of_round"]["cpu_clock_hz"] == 3e9
+
+
+def test_what_the_neural_engine_holds_proves_it_and_footprints_stand_for_anonymous_memory(tmp_path: Path) -> None:
+    held = {"runtime_neural_bytes": 80 * MIB, "runtime_footprint_bytes": 90 * MIB}
+    case = worked(tmp_path / "a.duckdb", ("round", "macos", 10, 12, held), device="npu")
+    assert case["device_proof"] == "confirmed"
+    assert case["device_evidence"] == ["the Neural Engine held 80 MiB of the runtime; the model is 100 MiB"]
+    assert case["ram_anon_peak_bytes"] == 90 * MIB
+
+
+def test_two_sources_of_one_energy_are_held_against_each_other(tmp_path: Path) -> None:
+    case = worked(
+        tmp_path / "a.duckdb",
+        ("round", "gpu", 10, 40, {
+            "device_energy_mj": lambda time: int((time - 10) * 50_000),
+            "device_power_w": lambda time: 40 + (time % 0.2),
+        }),
+    )  # fmt: skip
+    (told,) = case["energy"]
+    assert (told["method"], told["gross_j"], told["second_method"]) == ("counter", pytest.approx(1500), "power")
+    assert told["disagreement_ratio"] == pytest.approx(0.2, abs=0.01)
