@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from benchfleet_agent.reference_model import TINY_VARIANT, wheel
 from benchfleet_agent.runtimes import Placement
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
 from fakes.dialects import FakeServer, serving
-from fakes.dialects.foundry import CPU, FakeFoundryService
+from fakes.dialects.foundry import CPU, GPU, FakeFoundryService
 from fakes.dialects.llamacpp import FakeLlamaCpp
 from fakes.dialects.lmstudio import MODEL, FakeLmStudio
 from fakes.dialects.ollama import FakeOllama
@@ -62,6 +63,22 @@ def test_each_dialect_runs_a_case(
     assert not getattr(server, "instances", {})
     assert case["ram_peak_bytes"] > 0  # the fake's process is this one, and the agent may see it
     assert not case["remote"]
+
+
+def test_every_device_of_a_server_is_a_case_and_its_models_are_listed(
+    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet
+) -> None:
+    agent = make_agent()
+    with serving(FakeFoundryService()) as url:
+        listed = benchfleet("models", agent.address, "--endpoint", url, "--format", "json")
+        assert listed.returncode == 0, listed.stderr
+        assert {row["variant"] for row in json.loads(listed.stdout)} == {GPU, CPU}
+        done = benchfleet(
+            "run", "--host", f"lab={agent.address}", "--endpoint", url, "--model", "phi-4-mini", "--device", "all",
+            "--rounds", "1", "--warmup", "0", "--max-tokens", "8",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert {(case["device"], case["variant"]) for case in benchfleet.show()} == {("cpu", CPU), ("gpu", GPU)}
 
 
 @contextlib.contextmanager

@@ -40,6 +40,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutionProvider:
+    """A provider that a runtime could use on this host."""
+
+    name: str
+    downloaded: bool
+    """Whether it is on the host; variants for one that is not may be missing from the listing."""
+    registered: bool
+    """Whether the runtime could use it when it was last asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeDescription:
     """What a host's inventory says of a runtime."""
 
@@ -56,6 +67,8 @@ class RuntimeDescription:
     """The protocol an endpoint speaks, e.g. ``ollama``; empty: no endpoint, or it did not answer."""
     endpoint_url: str = ""
     """Where it serves; empty: it serves only while a case runs."""
+    found: bool = False
+    """It was found running on the host; nobody set it up for this agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +171,14 @@ class LibraryRuntime(Protocol):
 
         Raises `WorkFailed`: ``unsupported`` (saying who can), ``runtime_unavailable``.
         """
+
+
+@runtime_checkable
+class ProvidingRuntime(Protocol):
+    """A runtime whose variants depend on execution providers that come apart from it."""
+
+    def providers(self) -> tuple[ExecutionProvider, ...]:
+        """The providers beside the CPU's, as `Runtime.models` last found them; nothing is asked anew."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildTimeout, Message
 from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, foundry_child
+from benchfleet_agent.runtimes.foundry_catalog import PROVIDER_STALL_S
 from benchfleet_agent.runtimes.foundry_files import damage_of
 from benchfleet_agent.runtimes.foundry_link import ChildLink, FoundrySettings
 from benchfleet_agent.runtimes.local_models import TASK, LocalModel, provider_name
@@ -25,9 +26,6 @@ CLOSE_WATCHDOG_S = 25.0
 """The native runtime drains sessions and unloads for up to 10 s each before it ends."""
 STALL_S = 300.0
 """A download or a build that reports nothing for so long is given up."""
-PROVIDER_STALL_S = 120.0
-"""The same for an execution provider; such downloads are known to hang
-(https://github.com/microsoft/Foundry-Local/issues/272)."""
 RETRY_PAUSES_S = (2.0, 8.0)
 """Pauses before a failed download is tried again; it goes on where it stopped."""
 

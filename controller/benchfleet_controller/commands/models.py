@@ -17,7 +17,7 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import host_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
-from benchfleet_controller.fleet import Agent, HostProblem, explain, refusals
+from benchfleet_controller.fleet import Agent, HostProblem, absent_providers, explain, refusals
 from benchfleet_controller.inventory import load_inventory
 from benchfleet_controller.live import printable
 from benchfleet_controller.plan import HostTarget
@@ -56,7 +56,10 @@ def models(options: argparse.Namespace) -> int:
     chosen = targets(options, store_of(options), options.host)
 
     async def ask(agent: Agent) -> list[dict[str, Any]]:
-        rows = [{"host": agent.target.name, **_row(model)} for model in await agent.models(options.runtime or "")]
+        found = await agent.models(options.runtime or "", options.endpoint or "")
+        if missing := absent_providers(found):
+            say(f"{agent.target.name}: {printable(missing)}")
+        rows = [{"host": agent.target.name, **_row(model)} for model in found.models]
         return [row for row in rows if options.device in (None, row["device"])]
 
     rows, problems = asyncio.run(_each(chosen, ask))

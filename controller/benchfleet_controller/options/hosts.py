@@ -7,6 +7,7 @@ import argparse
 from benchfleet_controller.options import HOST_HELP, add_format, add_inventory
 
 DEVICES = ("cpu", "gpu", "npu")
+ENDPOINT_HELP = "an OpenAI-compatible server, as the agent sees it"
 
 
 def hosts(hosts: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def models(models: argparse.ArgumentParser) -> None:
     """`benchfleet models`."""
     models.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
     models.add_argument("--runtime", metavar="R", help="only this runtime's (default: all)")
+    models.add_argument("--endpoint", metavar="URL", help=f"those of {ENDPOINT_HELP}")
     models.add_argument("--device", choices=DEVICES, help="only variants for this device")
     add_inventory(models)
     add_format(models)
@@ -91,4 +93,4 @@ def certs(certs: argparse.ArgumentParser) -> None:
 def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=DEVICES, help="the model's variant for this device")
     command.add_argument("--runtime", metavar="R", help="whose model (default foundry)")
-    command.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
+    command.add_argument("--endpoint", metavar="URL", help=ENDPOINT_HELP)
