@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Progress
-from benchfleet_agent.runtimes.dialects.client import Client, Refused
+from benchfleet_agent.runtimes.dialects.client import Client, Refused, Unanswered
 from benchfleet_agent.runtimes.dialects.foundry_sdk import alias_of, foundry_model
 from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, entries, names_of, text, whole
 
@@ -104,6 +104,8 @@ class FoundryService(Dialect):
             key = "models" if isinstance(document, dict) else None
             return entries("/foundry/list", document, key, "name")
         except WorkFailed as error:  # throttled or offline: what is cached can still be measured
+            if isinstance(error, Unanswered) and not error.timed_out:
+                raise  # that is the service itself
             _log.warning("the service's catalog is left out: %s", error.failure.message)
             return []
 
