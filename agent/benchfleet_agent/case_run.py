@@ -27,6 +27,7 @@ from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
 from benchfleet_agent.runtimes import Loaded, Model, Placement, Runtime, Session
+from benchfleet_agent.runtimes.dialects.client import is_remote
 from benchfleet_agent.sampler import Label, Sampler
 
 CLOSE_S = 25.0
@@ -223,7 +224,10 @@ class CaseRun:
         The last forecast of a case is recorded. An outcome when the case is to be left out for it.
         """
         order = self._order
-        found = forecast_case(order, model, session.directory() if session else None)
+        url = runtime.describe().endpoint_url
+        found = forecast_case(
+            order, model, session.directory() if session else None, remote=bool(url) and is_remote(url)
+        )
         skip = order.skip_unfit and found.fits is False
         if session is not None or skip:
             self._recorder.fit_forecasted(order.case_id, found)

@@ -14,11 +14,21 @@ from benchfleet_agent.probes import Probe, Targets, Unavailable, default_probes
 from benchfleet_agent.runtimes import Model, Runtime
 from benchfleet_agent.runtimes.foundry_files import read_facts, size_of
 
+FOUNDRY = "foundry"
+"""The runtime whose overhead was measured."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def forecast_case(order: CaseOrder, model: Model, directory: Path | None) -> Forecast:
-    """The forecast for a case; ``directory`` holds the model's files, None: not here yet, or not known."""
+def forecast_case(order: CaseOrder, model: Model, directory: Path | None, *, remote: bool = False) -> Forecast:
+    """The forecast for a case; ``directory`` holds the model's files, None: not here yet, or not known.
+
+    Nothing is forecast for a server on another machine (``remote``) and for a model that is in memory already.
+    """
+    if remote:
+        return fit.unknown(fit.RAM, None, "the server is on another machine, whose memory is not known here")
+    if model.loaded:
+        memory, available = free_memory(model.device)
+        return fit.unknown(memory, available, "it is in the runtime's memory already")
     facts = read_facts(directory) if directory is not None else None
     shape = None
     if facts is not None and facts.layers and facts.kv_heads and facts.head_size:
@@ -33,6 +43,8 @@ def forecast_case(order: CaseOrder, model: Model, directory: Path | None) -> For
         tokens=min(tokens, context) if context else tokens,
         concurrency=order.concurrency,
         available_bytes=available,
+        measured=order.runtime == FOUNDRY,
+        placed=order.runtime == FOUNDRY or model.device is not None,
     )
 
 

@@ -52,6 +52,8 @@ class Code(StrEnum):
     HIGH_SPREAD = "high_spread"
     DRIVERS_DIFFER = "drivers_differ"
     DOES_NOT_FIT = "does_not_fit"
+    FORECAST_OFF = "forecast_off"
+    MODEL_UNLOADED = "model_unloaded"
 
 
 @dataclass(frozen=True, slots=True)

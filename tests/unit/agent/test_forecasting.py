@@ -54,6 +54,26 @@ def test_a_configuration_that_claims_the_moon_stays_a_number_of_the_wire(tmp_pat
     assert found.required_bytes < 1 << 63
 
 
+def test_a_model_in_memory_and_a_server_elsewhere_are_not_forecast() -> None:
+    loaded = forecasting.forecast_case(order(runtime="endpoint"), dataclasses.replace(BIG, loaded=True), None)
+    assert (loaded.fits, loaded.required_bytes) == (None, None)
+    assert "already" in loaded.basis
+    remote = forecasting.forecast_case(order(runtime="endpoint"), BIG, None, remote=True)
+    assert (remote.fits, remote.available_bytes) == (None, None)
+    assert "another machine" in remote.basis
+
+
+@pytest.mark.parametrize(("size", "device", "fits"), [
+    (3_000_000_000, "cpu", True), (4_500_000_000, "cpu", None), (6_000_000_000, "cpu", False),
+    (6_000_000_000, None, None),
+])  # fmt: skip
+def test_the_overhead_of_foundry_local_is_no_other_runtimes(size: int, device: str | None, fits: bool | None) -> None:
+    model = dataclasses.replace(BIG, size_bytes=size, device=device)
+    found = forecasting.forecast_case(order(runtime="endpoint"), model, None)
+    assert (found.required_bytes, found.fits) == (size, fits)
+    assert "SmolLM2" not in found.basis
+
+
 def test_the_longest_prompt_counts() -> None:
     prompts = tuple(PromptOrder(text[:1], ({"role": "user", "content": text},), None) for text in ("a" * 8, "b" * 400))
     assert forecasting.longest_prompt(order(prompts=prompts)) == 101
