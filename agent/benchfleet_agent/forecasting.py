@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from benchfleet.failures import Reason, WorkFailed
+from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet_agent import fit
 from benchfleet_agent.fit import CacheShape, Forecast
 from benchfleet_agent.jobs import CaseOrder, SyntheticOrder
@@ -54,12 +54,12 @@ def refuse_unfit(found: Forecast, model: Model, runtime: Runtime) -> WorkFailed:
     return WorkFailed(Reason.DOES_NOT_FIT, fit.does_not_fit(model.variant, found, suggestions))
 
 
-def with_smaller(error: WorkFailed, model: Model, runtime: Runtime) -> WorkFailed:
-    """The failure of a load; when memory ran out it names smaller variants."""
-    if error.failure.reason is not Reason.OUT_OF_MEMORY:
-        return error
+def with_smaller(failure: Failure, model: Model, runtime: Runtime) -> Failure:
+    """The failure of a case; when memory ran out it names smaller variants."""
+    if failure.reason is not Reason.OUT_OF_MEMORY:
+        return failure
     named = fit.smaller(model, _offered(runtime))
-    return WorkFailed(Reason.OUT_OF_MEMORY, f"{error.failure.message}; {fit.advice(named)}") if named else error
+    return Failure(failure.reason, f"{failure.message}; {fit.advice(named)}") if named else failure
 
 
 def longest_prompt(order: CaseOrder) -> int:

@@ -14,9 +14,25 @@ from typing import Protocol, runtime_checkable
 
 PLUGIN_GROUP = "benchfleet.runtimes"
 """The entry points by which other packages bring runtimes and adapters (docs/adapters.md)."""
-CAPABILITIES = frozenset({"list", "pull", "load", "unload", "remove", "serve", "direct", "timings"})
-"""Words of `RuntimeDescription.capabilities`: ``serve``: starts the server by itself; ``direct``: answers without HTTP
-too; ``timings``: reports its own durations."""
+CAPABILITIES = {
+    "list": "lists what it can serve",
+    "pull": "fetches models",
+    "load": "loads on request",
+    "unload": "unloads on request",
+    "remove": "deletes models",
+    "serve": "is started and ended by the agent",
+    "direct": "answers without HTTP, too",
+    "timings": "tells how long prefill and decoding took by its own clock, which is kept",
+    "usage_in_stream": "counts tokens in streamed answers",
+    "exact_token_count": "can count a prompt's tokens without answering it",
+    "can_pick_variant": "loads the very variant that is asked for, not its own choice for an alias",
+    "can_register_eps": "fetches and registers execution providers",
+    "cancel_on_disconnect": "stops computing when its client leaves",
+    "prefix_cache_control": "has a switch for its prefix cache in requests",
+    "multi_model": "holds several models in memory at once",
+}
+"""Words of `RuntimeDescription.capabilities`, with what each says. A word is there where it is known; one that is
+missing may be true all the same."""
 
 Progress = Callable[[str, float | None], None]
 """Called with a message for people and the fraction done (0 to 1, None when unknown)."""
@@ -62,7 +78,7 @@ class RuntimeDescription:
     components: dict[str, str] = field(default_factory=dict)
     """Versions of the parts, e.g. ``{"onnxruntime": "1.31.0"}``."""
     capabilities: frozenset[str] = frozenset()
-    """What it can be asked to do, of `CAPABILITIES`."""
+    """What it can be asked to do and what it tells, of `CAPABILITIES`."""
     dialect: str = ""
     """The protocol an endpoint speaks, e.g. ``ollama``; empty: no endpoint, or it did not answer."""
     endpoint_url: str = ""

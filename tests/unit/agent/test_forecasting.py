@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchfleet.failures import Reason, WorkFailed
+from benchfleet.failures import Failure, Reason
 from benchfleet_agent import case_run, fit, forecasting
 from benchfleet_agent.jobs import CaseOrder, JobOrder, Outcome, PromptOrder, SyntheticOrder
 from benchfleet_agent.probes import DeviceInfo, Reading, Unavailable
@@ -87,11 +87,11 @@ def test_a_case_that_is_left_out_names_what_would_fit() -> None:
     assert "smaller ones here: phi-small-cpu:1" in failure.message
 
 
-def test_only_a_load_that_ran_out_of_memory_is_told_of_smaller_models() -> None:
+def test_only_a_case_that_ran_out_of_memory_is_told_of_smaller_models() -> None:
     runtime: Any = SimpleNamespace(models=lambda: [BIG, SMALL])
-    oom = forecasting.with_smaller(WorkFailed(Reason.OUT_OF_MEMORY, "bad_alloc"), BIG, runtime)
-    assert oom.failure.message == "bad_alloc; smaller ones here: phi-small-cpu:1"
-    other = WorkFailed(Reason.LOAD_FAILED, "x")
+    oom = forecasting.with_smaller(Failure(Reason.OUT_OF_MEMORY, "bad_alloc"), BIG, runtime)
+    assert oom.message == "bad_alloc; smaller ones here: phi-small-cpu:1"
+    other = Failure(Reason.LOAD_FAILED, "x")
     assert forecasting.with_smaller(other, BIG, runtime) is other
 
 

@@ -35,7 +35,9 @@ class FoundryService(Dialect):
 
     name: ClassVar[str] = "foundry_service"
     title: ClassVar[str] = "Foundry Local's legacy service"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "pull", "load", "unload"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"list", "pull", "load", "unload", "exact_token_count", "can_pick_variant", "multi_model"}
+    )
     tells_device: ClassVar[bool] = True
     variants_by_device: ClassVar[bool] = True
     health_path: ClassVar[str] = "/openai/status"
