@@ -61,7 +61,7 @@ def test_a_server_is_known_by_harmless_questions(server: FakeServer, name: str) 
     assert {method for method, _, _ in server.requests} == {"GET"}
     dialect.health()
     assert dialect.capabilities <= CAPABILITIES.keys()
-        assert ("timings" in dialect.capabilities) == (name == "llamacpp")  # nobody else's are read
+    assert ("timings" in dialect.capabilities) == (name == "llamacpp")  # nobody else's are read
 
 
 def test_a_server_that_says_yes_to_everything_is_no_dialect() -> None:
