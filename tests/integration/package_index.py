@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 
@@ -10,8 +11,9 @@ INSTALL_S = 900
 
 
 def install_or_skip(python: str, requirement: str, *options: str) -> None:
-    """Install a pinned requirement with pip. Skips only when the index has no such distribution for this machine."""
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, requirement]
+    """Install into an interpreter's environment with our pip. Skips only when the index has no such distribution."""
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    command += [*options, requirement]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_S)
     if done.returncode == 0:
         return

@@ -84,6 +84,7 @@ def test_the_documented_adapter_is_benchmarked_as_any_runtime(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_documented_package_is_built_and_installed_by_pip_and_found_by_an_agent(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -95,15 +96,11 @@ def test_the_documented_package_is_built_and_installed_by_pip_and_found_by_an_ag
         [python, "-m", "benchfleet_agent", "doctor"], check=False, capture_output=True, text=True, timeout=120
     ).stdout
     assert re.search(r"runtime echo.*version 0\.1\.0", shown), shown
-    removed = subprocess.run(
-        [python, "-m", "pip", "uninstall", "--yes", "--quiet", "benchfleet-echo"], check=False, timeout=120
-    )
-    assert removed.returncode == 0
 
 
 def venv_beside_ours(directory: Path) -> str:
     """The interpreter of a fresh environment that sees this one's packages; what is installed there stays there."""
-    venv.create(directory, with_pip=True)
+    venv.create(directory)
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     (site,) = directory.glob("Lib/site-packages" if os.name == "nt" else "lib/python*/site-packages")
     # As a .pth file: unlike PYTHONPATH it also makes editable installs of that environment visible.

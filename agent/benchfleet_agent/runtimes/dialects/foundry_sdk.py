@@ -136,7 +136,7 @@ class FoundryCli(FoundrySdk):
     name: ClassVar[str] = "foundry_cli"
     title: ClassVar[str] = "Foundry Local's CLI service"
     capabilities: ClassVar[frozenset[str]] = frozenset({"list", "load", "unload", "can_pick_variant", "multi_model"})
-    health_path: ClassVar[str] = "/v1/models"
+    health_path: ClassVar[str] = "/models/loaded"
     advice: ClassVar[str] = "use `foundry model` on that host"
 
     @classmethod
