@@ -71,6 +71,8 @@ class CaseRounds:
         self._turn = 0
         """Like the index, without rounds to keep warm: those must not change what the others send."""
         self._used_at = clock()
+        self._unloaded: bool | None = None
+        """Whether the runtime has unloaded the model since the last round; None: not asked, or it does not say."""
 
     def carry_out(self) -> Outcome:
         """Warm up, count rounds until there are enough, then the request after a pause. Raises `WorkFailed`."""
@@ -112,7 +114,8 @@ class CaseRounds:
         round_id, index, turn = str(uuid.uuid4()), self._index, self._turn
         self._index += 1
         self._turn += kind != "keepwarm"
-        recorder.round_started(order.case_id, round_id, index, kind, self._states.take())
+        unloaded, self._unloaded = self._unloaded, None
+        recorder.round_started(order.case_id, round_id, index, kind, self._states.take(), model_unloaded=unloaded)
         self._phase("round" if kind == "counted" else "warmup", round_id)
         records: list[RequestRecord] = []
 
@@ -189,11 +192,13 @@ class CaseRounds:
             self._session.check()
 
     def _tell_if_unloaded(self, waited_s: float) -> None:
-        """Say what the next request will pay for, where the runtime tells."""
+        """Say and keep what the next request will pay for, where the runtime tells."""
         if waited_s < LONG_WAIT_S:
             return
         with contextlib.suppress(WorkFailed):
-            if self._is_loaded() is False:
+            loaded = self._is_loaded()
+            self._unloaded = None if loaded is None else not loaded
+            if loaded is False:
                 message = f"the runtime unloaded the model within {waited_s:.0f} s: the next request loads it again"
                 self._recorder.progress(self._order.case_id, message, None)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchfleet.failures import Failure, Reason, WorkFailed
-from benchfleet_agent import evidence, page_cache
+from benchfleet_agent import evidence, kernel_log, page_cache
 from benchfleet_agent.case_rounds import CaseRounds, Load
 from benchfleet_agent.conditions import Conditions, unmeasurable
 from benchfleet_agent.device_libraries import device_libraries
@@ -28,6 +28,7 @@ from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
 from benchfleet_agent.runtimes import Loaded, Model, Placement, RemoteRuntime, Runtime, Session
+from benchfleet_agent.runtimes.dialects.client import is_remote
 from benchfleet_agent.sampler import Label, Sampler
 
 CLOSE_S = 25.0
@@ -59,6 +60,7 @@ class CaseRun:
         self._states = HostStates(sampler.latest, lambda: self._targets)
         self._session: Session | None = None
         self._load: Load | None = None
+        self._runs: tuple[Model, Runtime] | None = None
         self._unload_ns: int | None = None
         self._unmeasured: dict[str, str] = {}
         self._evidence: tuple[str, ...] = ()
@@ -66,12 +68,12 @@ class CaseRun:
 
     def carry_out(self, find_runtime: Callable[[CaseOrder], Runtime], placement: Placement) -> Outcome:
         """Run the case and record its end. Raises `JournalFull` when that cannot be written."""
-        dropped, oom_kills = self._sampler.dropped, evidence.read_oom_kills()
+        dropped, oom_kills, begin_ns = self._sampler.dropped, evidence.read_oom_kills(), time.perf_counter_ns()
         self._recorder.memory.begin()
         try:
             outcome = self._run(find_runtime, placement)
         except WorkFailed as error:
-            outcome = self._explained(Outcome("failed", error.failure), error, oom_kills)
+            outcome = self._explained(Outcome("failed", error.failure), error, oom_kills, begin_ns)
         except (JournalFull, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001  (a bug here must cost one case, not the job)
@@ -81,6 +83,8 @@ class CaseRun:
             self._close()
         if self._cancelled.is_set():
             outcome = Outcome("skipped", Failure(Reason.CANCELLED, "the job was cancelled"))
+        elif outcome.failure is not None and self._runs is not None:
+            outcome = Outcome(outcome.status, with_smaller(outcome.failure, *self._runs))
         self._recorder.case_finished(
             self._order.case_id,
             outcome,
@@ -110,6 +114,7 @@ class CaseRun:
             recorder.case_started(order.case_id, None, order.runtime)
             raise
         recorder.case_started(order.case_id, model, order.runtime)
+        self._runs = model, runtime
         if order.path == "direct" and "direct" not in runtime.describe().capabilities:
             message = f"runtime {runtime.name} answers over HTTP only; leave out `path` or choose foundry"
             raise WorkFailed(Reason.UNSUPPORTED, message)
@@ -135,7 +140,7 @@ class CaseRun:
         load = self._start_load(session)
         start_ns = time.perf_counter_ns()
         with watch(session, lambda found: self._look_at(Targets(found, load.pid))):
-            loaded = self._load_model(session, runtime, model)
+            loaded = session.load(order.load_s)
         end_ns = time.perf_counter_ns()
         opened = load.open(loaded.endpoint, order, session.directory())
         components = {**runtime.describe().components, **opened["versions"]}
@@ -183,7 +188,7 @@ class CaseRun:
         )
         return rounds.carry_out()
 
-    def _explained(self, outcome: Outcome, error: WorkFailed, oom_kills: evidence.OomKills) -> Outcome:
+    def _explained(self, outcome: Outcome, error: WorkFailed, oom_kills: evidence.OomKills, begin_ns: int) -> Outcome:
         """The outcome of a failure with what speaks for it, while that can still be read."""
         if self._cancelled.is_set() or outcome.failure is None or outcome.failure.reason not in evidence.CRASHES:
             return outcome
@@ -195,6 +200,8 @@ class CaseRun:
             evidence.read_oom_kills(),
             self._recorder.memory.before(outcome.failure.reason),
             time.perf_counter_ns(),
+            kernel_log.oom_kills(begin_ns),
+            self._targets.runtime_pids,
         )
         return outcome
 
@@ -252,17 +259,14 @@ class CaseRun:
         The last forecast of a case is recorded. An outcome when the case is to be left out for it.
         """
         order = self._order
-        found = forecast_case(order, model, session.directory() if session else None)
+        url = runtime.describe().endpoint_url
+        found = forecast_case(
+            order, model, session.directory() if session else None, remote=bool(url) and is_remote(url)
+        )
         skip = order.skip_unfit and found.fits is False
         if session is not None or skip:
             self._recorder.fit_forecasted(order.case_id, found)
         return Outcome("skipped", refuse_unfit(found, model, runtime).failure) if skip else None
-
-    def _load_model(self, session: Session, runtime: Runtime, model: Model) -> Loaded:
-        try:
-            return session.load(self._order.load_s)
-        except WorkFailed as error:
-            raise with_smaller(error, model, runtime) from None
 
     def _start_load(self, session: Session) -> Load:
         load: Load

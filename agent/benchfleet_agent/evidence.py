@@ -14,11 +14,13 @@ from pathlib import Path
 from benchfleet.failures import Failure, Reason
 from benchfleet_agent.child import ChildGone
 from benchfleet_agent.jobs import Outcome
+from benchfleet_agent.kernel_log import OomKill
 from benchfleet_agent.probes.sysfs import number_of, text_of
 from benchfleet_agent.sample_batch import SampleBatch
 
 CRASHES = frozenset({Reason.RUNTIME_CRASHED, Reason.LOAD_PROCESS_CRASHED, Reason.OUT_OF_MEMORY, Reason.LOAD_FAILED})
 """Reasons that evidence is gathered for."""
+_MOST_KILLS = 3
 _MIB = 1 << 20
 _NO_LIMIT = 1 << 60
 """Version 1 of control groups writes a number just below 2**63 for no limit, version 2 "max"."""
@@ -109,12 +111,20 @@ def ended_child(error: BaseException | None) -> ChildGone | None:
 
 
 def explain(
-    outcome: Outcome, gone: ChildGone | None, before: OomKills, now: OomKills, memory: LastMemory | None, now_ns: int
+    outcome: Outcome,
+    gone: ChildGone | None,
+    before: OomKills,
+    now: OomKills,
+    memory: LastMemory | None,
+    now_ns: int,
+    killed: Sequence[OomKill] = (),
+    runtime_pids: Sequence[int] = (),
 ) -> tuple[Outcome, tuple[str, ...]]:
     """The evidence of a failed case, and its outcome: ``out_of_memory`` where that is proven.
 
     Proven: the child was killed by signal 9 while the killer struck in the agent's control group (on the machine, where
-    there is no such group), or Windows gave it a status that says so.
+    there is no such group), Windows gave it a status that says so, or the kernel's log (``killed``, since the case
+    began) names one of the runtime's processes.
     """
     failure = outcome.failure
     if failure is None or outcome.status != "failed" or failure.reason not in CRASHES:
@@ -129,12 +139,14 @@ def explain(
         told.append(f"the kernel's out-of-memory killer ended {_processes(in_cgroup)} of the agent's control group")
     elif on_machine:
         told.append(f"the kernel's out-of-memory killer ended {_processes(on_machine)} on this machine")
+    told += [f"the kernel's log: {one.said}" for one in killed[-_MOST_KILLS:]]
     if memory is not None:
         told.append(_memory_words(memory, now_ns))
     if now.limit_bytes is not None:
         told.append(f"the agent's control group may use {now.limit_bytes / _MIB:,.0f} MiB")
     by_kernel = code == -9 and bool(on_machine if in_cgroup is None else in_cgroup)
-    if failure.reason is not Reason.OUT_OF_MEMORY and (by_kernel or code in _PROOF_OF_SIZE):
+    named = any(one.pid in runtime_pids for one in killed)
+    if failure.reason is not Reason.OUT_OF_MEMORY and (by_kernel or named or code in _PROOF_OF_SIZE):
         message = failure.message if "memory ran out" in failure.message else f"memory ran out: {failure.message}"
         outcome = Outcome(outcome.status, Failure(Reason.OUT_OF_MEMORY, message))
     return outcome, tuple(told)

@@ -22,6 +22,7 @@ from benchfleet_agent.probes import Probe
 from benchfleet_agent.recorder import Recorder
 from benchfleet_agent.runtimes import Placement, Runtime, plugins
 from benchfleet_agent.runtimes.endpoint import URL_VARIABLE, EndpointRuntime, EndpointSettings
+from benchfleet_agent.runtimes.found_server import FoundServer
 from benchfleet_agent.runtimes.foundry import FoundryRuntime
 from benchfleet_agent.runtimes.foundry_link import FoundrySettings
 from benchfleet_agent.sampler import Sampler
@@ -49,15 +50,12 @@ class Runtimes:
             offline=config.foundry.offline,
         )
         self._config = config
-        self._endpoints = _endpoint_policy(config)
+        self._found = FoundServer()
         self._runtimes: dict[str, Runtime] = {"foundry": FoundryRuntime(foundry)}
-        if config.endpoint_url:
-            self._runtimes["endpoint"] = self._server(config.endpoint_url)
-        elif endpoint_url := os.environ.get(URL_VARIABLE, "").strip():
-            try:
-                self._runtimes["endpoint"] = self._server(endpoint_url)
-            except WorkFailed as error:  # it is meant for other programs too, so it must not keep the agent down
-                _log.warning("%s is left out: %s", URL_VARIABLE, error.failure.message)
+        url = config.endpoint_url or _url_of_environment()
+        self._endpoints = _endpoint_policy(config, url)
+        if url:
+            self._runtimes["endpoint"] = self._server(url)
         self._named = lru_cache(MOST_ENDPOINTS)(self._server)
 
     def _server(self, url: str) -> EndpointRuntime:
@@ -69,8 +67,12 @@ class Runtimes:
         return plugins.runtimes(self._config.data_dir / "logs", BUILT_IN)
 
     def all(self) -> list[Runtime]:
-        """Every runtime this agent was set up with, and those of plug-ins."""
-        return [*self._runtimes.values(), *self._plugins.values()]
+        """Every runtime this agent was set up with, those of plug-ins, and a server that was found running."""
+        found: list[Runtime] = []
+        if "endpoint" not in self._runtimes:
+            self._found.look()
+            found = [self._found] if self._found.describe().available else []
+        return [*self._runtimes.values(), *self._plugins.values(), *found]
 
     def find(self, name: str, endpoint_url: str = "") -> Runtime:
         """The runtime of a case.
@@ -81,10 +83,11 @@ class Runtimes:
             return self._named(self._endpoints.check(endpoint_url))
         if name in self._runtimes:
             return self._runtimes[name]
+        if name == "endpoint":
+            return self._found
         if name not in self._plugins:
             known = ", ".join(sorted({*self._runtimes, *self._plugins, "endpoint"}))
-            hint = "; give its URL with --endpoint" if name == "endpoint" else f"; there are {known}"
-            raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, f"this host has no runtime {name!r}{hint}")
+            raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, f"this host has no runtime {name!r}; there are {known}")
         return self._plugins[name]
 
     def of_case(self, order: CaseOrder) -> Runtime:
@@ -107,10 +110,21 @@ class Runtimes:
         return probes_to_read(self._config.probes)
 
 
-def _endpoint_policy(config: AgentConfig) -> EndpointPolicy:
-    """What agent.toml lets callers name. Raises `ConfigError`."""
+def _url_of_environment() -> str:
+    """The endpoint of the seed's variable; empty: not set, or no URL, which is logged."""
+    url = os.environ.get(URL_VARIABLE, "").strip()
     try:
-        return EndpointPolicy.of(config.endpoint_url, config.endpoint_allow)
+        EndpointPolicy.of(url)
+    except ValueError as error:  # it is meant for other programs too, so it must not keep the agent down
+        _log.warning("%s is left out: %s", URL_VARIABLE, error)
+        return ""
+    return url
+
+
+def _endpoint_policy(config: AgentConfig, url: str) -> EndpointPolicy:
+    """What callers may name: what agent.toml lets them, and the agent's own endpoint. Raises `ConfigError`."""
+    try:
+        return EndpointPolicy.of(url, config.endpoint_allow)
     except ValueError as error:
         raise ConfigError(f"[runtime.endpoint] of agent.toml: {error}") from None
 

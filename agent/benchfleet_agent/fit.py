@@ -5,7 +5,8 @@ Need = fixed + factor × weights + KV cache, where
     KV cache = 2 · layers · KV heads · head size · bytes · (prompt + answer) · concurrency
 
 (a key and a value in every layer for each token of each request in flight; ONNX Runtime GenAI reserves them for
-prompt and answer when a request begins). Fixed part and factor are measured for the CPU and nowhere else.
+prompt and answer when a request begins). Fixed part and factor are measured for Foundry Local on the CPU and nowhere
+else: for any other the need is what it must be at least, the weights and the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RAM, VRAM = "ram", "vram"
 KV_BYTES = {RAM: 4, VRAM: 2}
 """Bytes of a number in the KV cache: CPU builds compute in single precision, GPU builds in half."""
 DOUBT = 1.3
-"""On a GPU nothing but weights and cache is counted; a need so close below what is free is left undecided."""
+"""Where nothing but weights and cache is counted, a need so close below what is free is left undecided."""
 MOST_SUGGESTIONS = 3
 MOST_BYTES = 1 << 62
 """What a configuration can claim at most: it must stay a number of the wire."""
@@ -54,7 +55,12 @@ class Forecast:
     available_bytes: int | None
     fits: bool | None
     basis: str
-    """How the need was computed, for people."""
+    """How the need was computed, or why it was not, for people."""
+
+
+def unknown(memory: str, available_bytes: int | None, why: str) -> Forecast:
+    """The forecast of what cannot be forecast."""
+    return Forecast(memory, None, None, available_bytes, None, why)
 
 
 def forecast(
@@ -65,12 +71,18 @@ def forecast(
     tokens: int,
     concurrency: int,
     available_bytes: int | None,
+    measured: bool = True,
+    placed: bool = True,
 ) -> Forecast:
-    """Tell whether weights of that size fit; ``tokens`` are a request's, prompt and answer together."""
+    """Tell whether weights of that size fit; ``tokens`` are a request's, prompt and answer together.
+
+    ``measured``: the runtime's own overhead in `RAM` is known. ``placed``: the weights are sure to go to that memory;
+    else too little of it decides nothing.
+    """
     if weights_bytes is None:
-        return Forecast(memory, None, None, available_bytes, None, "the runtime does not say how large the model is")
+        return unknown(memory, available_bytes, "the runtime does not say how large the model is")
     cache = min(MOST_BYTES, shape.bytes_per_token(KV_BYTES[memory]) * tokens * concurrency) if shape else None
-    if memory == RAM:
+    if memory == RAM and measured:
         need = CPU_FIXED_BYTES + round(CPU_WEIGHTS_FACTOR * weights_bytes) + (cache or 0)
         how = f"{_mb(CPU_FIXED_BYTES)} + {CPU_WEIGHTS_FACTOR:g} × {_mb(weights_bytes)} of weights (measured: SmolLM2)"
     else:
@@ -81,7 +93,10 @@ def forecast(
     else:
         how += f" + {_mb(cache)} of KV cache for {concurrency} × {tokens} tokens"
     need = min(MOST_BYTES, need)
-    return Forecast(memory, need, cache, available_bytes, _fits(memory, need, available_bytes), how)
+    fits = _fits(need, available_bytes, certain=memory == RAM and measured)
+    if fits is False and not placed:
+        fits, how = None, f"{how}; the server may put them into another memory"
+    return Forecast(memory, need, cache, available_bytes, fits, how)
 
 
 def smaller(model: Model, offered: Iterable[Model], spare: float = 1.0) -> list[str]:
@@ -122,12 +137,12 @@ def spare_of(found: Forecast) -> float:
     return min(1.0, found.available_bytes / found.required_bytes)
 
 
-def _fits(memory: str, need: int, available_bytes: int | None) -> bool | None:
+def _fits(need: int, available_bytes: int | None, *, certain: bool) -> bool | None:
     if available_bytes is None:
         return None
     if need > available_bytes:
         return False
-    return None if memory == VRAM and need * DOUBT > available_bytes else True
+    return True if certain or need * DOUBT <= available_bytes else None
 
 
 def _mb(size_bytes: int) -> str:

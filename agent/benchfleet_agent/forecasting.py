@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from benchfleet.failures import Reason, WorkFailed
+from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet_agent import fit
 from benchfleet_agent.fit import CacheShape, Forecast
 from benchfleet_agent.jobs import CaseOrder, SyntheticOrder
@@ -14,11 +14,21 @@ from benchfleet_agent.probes import Probe, Targets, Unavailable, default_probes
 from benchfleet_agent.runtimes import Model, Runtime
 from benchfleet_agent.runtimes.foundry_files import read_facts, size_of
 
+FOUNDRY = "foundry"
+"""The runtime whose overhead was measured."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def forecast_case(order: CaseOrder, model: Model, directory: Path | None) -> Forecast:
-    """The forecast for a case; ``directory`` holds the model's files, None: not here yet, or not known."""
+def forecast_case(order: CaseOrder, model: Model, directory: Path | None, *, remote: bool = False) -> Forecast:
+    """The forecast for a case; ``directory`` holds the model's files, None: not here yet, or not known.
+
+    Nothing is forecast for a server on another machine (``remote``) and for a model that is in memory already.
+    """
+    if remote:
+        return fit.unknown(fit.RAM, None, "the server is on another machine, whose memory is not known here")
+    if model.loaded:
+        memory, available = free_memory(model.device)
+        return fit.unknown(memory, available, "it is in the runtime's memory already")
     facts = read_facts(directory) if directory is not None else None
     shape = None
     if facts is not None and facts.layers and facts.kv_heads and facts.head_size:
@@ -33,6 +43,8 @@ def forecast_case(order: CaseOrder, model: Model, directory: Path | None) -> For
         tokens=min(tokens, context) if context else tokens,
         concurrency=order.concurrency,
         available_bytes=available,
+        measured=order.runtime == FOUNDRY,
+        placed=order.runtime == FOUNDRY or model.device is not None,
     )
 
 
@@ -42,12 +54,12 @@ def refuse_unfit(found: Forecast, model: Model, runtime: Runtime) -> WorkFailed:
     return WorkFailed(Reason.DOES_NOT_FIT, fit.does_not_fit(model.variant, found, suggestions))
 
 
-def with_smaller(error: WorkFailed, model: Model, runtime: Runtime) -> WorkFailed:
-    """The failure of a load; when memory ran out it names smaller variants."""
-    if error.failure.reason is not Reason.OUT_OF_MEMORY:
-        return error
+def with_smaller(failure: Failure, model: Model, runtime: Runtime) -> Failure:
+    """The failure of a case; when memory ran out it names smaller variants."""
+    if failure.reason is not Reason.OUT_OF_MEMORY:
+        return failure
     named = fit.smaller(model, _offered(runtime))
-    return WorkFailed(Reason.OUT_OF_MEMORY, f"{error.failure.message}; {fit.advice(named)}") if named else error
+    return Failure(failure.reason, f"{failure.message}; {fit.advice(named)}") if named else failure
 
 
 def longest_prompt(order: CaseOrder) -> int:

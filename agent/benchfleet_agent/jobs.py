@@ -167,6 +167,8 @@ def case_outcome(counted: Sequence[Failure | None]) -> Outcome:
     reason, times = Counter(failure.reason for failure in failures).most_common(1)[0]
     example = next(failure.message for failure in failures if failure.reason is reason)
     message = f"{len(failures)} of {len(counted)} requests failed, {times} with {reason.value}: {example}"
+    if len(failures) == times == len(counted) and reason is Reason.OUT_OF_MEMORY:
+        return Outcome("failed", Failure(reason, message))
     if len(failures) == len(counted):
         return Outcome("failed", Failure(Reason.ALL_REQUESTS_FAILED, message))
     return Outcome("succeeded", Failure(Reason.SOME_REQUESTS_FAILED, message))

@@ -22,6 +22,7 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2
 from benchfleet_agent.executor import RunningJob, Runtimes
 from benchfleet_agent.jobs import DEVICES
+from benchfleet_agent.keep_awake import kept_awake
 from benchfleet_agent.recorder import model_to_proto
 from benchfleet_agent.runtimes import (
     LibraryRuntime,
@@ -123,7 +124,8 @@ class ModelCalls(agent_service_pb2_grpc.AgentServiceServicer):
 
         def work() -> Model:
             try:
-                return runtime.pull(model, tell, cancelled.is_set, min(STALL_S, timeout_s))
+                with kept_awake(f"fetching {model.variant}"):
+                    return runtime.pull(model, tell, cancelled.is_set, min(STALL_S, timeout_s))
             finally:
                 loop.call_soon_threadsafe(told.put_nowait, None)
 

@@ -36,7 +36,10 @@ _COUNTS = {
     "visible_tokens": "visible_token_count",
     "reasoning_tokens": "reasoning_token_count",
     "hidden_tokens": "hidden_token_count",
+    "server_prefill_tokens": "server_prefill_token_count",
+    "server_decode_tokens": "server_decode_token_count",
 }
+_DURATIONS = ("server_prefill_s", "server_decode_s")
 
 
 class Recorder:
@@ -120,8 +123,20 @@ class Recorder:
         )
         self._append(event_pb2.Event(model_loaded=message))
 
-    def round_started(self, case_id: str, round_id: str, round_index: int, kind: str, state: HostState) -> None:
-        """A round begins under these conditions; only those of the kind ``counted`` count."""
+    def round_started(
+        self,
+        case_id: str,
+        round_id: str,
+        round_index: int,
+        kind: str,
+        state: HostState,
+        *,
+        model_unloaded: bool | None = None,
+    ) -> None:
+        """A round begins under these conditions; only those of the kind ``counted`` count.
+
+        ``model_unloaded``: whether the runtime had unloaded the model in the pause before; None: nobody asked it.
+        """
         message = event_pb2.RoundStarted(
             case_id=case_id,
             round_id=round_id,
@@ -130,6 +145,7 @@ class Recorder:
             start_ns=self._clock_ns(),
             kind=kind,
             host_state=state.to_proto(),
+            model_unloaded=model_unloaded,
         )
         self._append(event_pb2.Event(round_started=message))
 
@@ -266,7 +282,7 @@ def request_to_proto(case_id: str, round_id: str, record: RequestRecord) -> even
     )
     if record.status is not Status.OK and record.reason is not None:
         message.failure.CopyFrom(Failure(record.reason, _encodable(record.message or "")).to_proto())
-    for name in _MOMENTS:
+    for name in (*_MOMENTS, *_DURATIONS):
         _set(message, name, getattr(record, name))
     for name, field in _COUNTS.items():
         _set(message, field, getattr(record, name))
@@ -280,7 +296,7 @@ def answer_sha256(record: RequestRecord) -> str:
     return hashlib.sha256(f"{record.reasoning_text}\0{record.text}".encode("utf-8", "replace")).hexdigest()
 
 
-def _set(message: event_pb2.RequestFinished, field: str, value: int | None) -> None:
+def _set(message: event_pb2.RequestFinished, field: str, value: float | None) -> None:
     if value is not None:
         setattr(message, field, value)
 

@@ -26,6 +26,7 @@ from benchfleet_agent.model_calls import Measure, ModelCalls, check_names, refus
 from benchfleet_agent.recorder import finish_job, job_started, model_to_proto
 from benchfleet_agent.recovery import recover_requests
 from benchfleet_agent.request_guard import RequestGuard, quiet_gone_callers
+from benchfleet_agent.runtimes import ProvidingRuntime
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 FORGET_PERIOD_S = 1.0
@@ -100,23 +101,30 @@ class AgentService(ModelCalls):
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         """Answer with the runtimes' models."""
+        named = request.runtime or ("endpoint" if request.endpoint_url else "")
         try:
-            chosen = [self._runtimes.find(request.runtime)] if request.runtime else self._runtimes.all()
+            chosen = [self._runtimes.find(named, request.endpoint_url)] if named else self._runtimes.all()
             models: list[host_pb2.ModelVariant] = []
+            providers: list[host_pb2.ExecutionProvider] = []
             for runtime in chosen:
                 try:
                     found = await self._ask(runtime.models)
                 except WorkFailed as error:  # one server that is down does not hide what the others have
-                    if request.runtime or error.failure.reason is not Reason.RUNTIME_UNAVAILABLE:
+                    if named or error.failure.reason is not Reason.RUNTIME_UNAVAILABLE:
                         raise
                     _log.info("the models of %s are not listed: %s", runtime.name, error)
                     continue
                 models += [model_to_proto(model, runtime.name) for model in found]
+                if isinstance(runtime, ProvidingRuntime):
+                    providers += [
+                        host_pb2.ExecutionProvider(
+                            runtime=runtime.name, name=one.name, downloaded=one.downloaded, registered=one.registered
+                        )
+                        for one in runtime.providers()
+                    ]
         except WorkFailed as error:
-            missing = error.failure.reason is Reason.RUNTIME_UNAVAILABLE
-            code = grpc.StatusCode.NOT_FOUND if missing else grpc.StatusCode.FAILED_PRECONDITION
-            raise await refuse(context, code, error.failure) from None
-        return pb.ListModelsResponse(models=models)
+            raise await refuse(context, status_of(error.failure), error.failure) from None
+        return pb.ListModelsResponse(models=models, execution_providers=providers)
 
     async def ResolveModel(  # noqa: N802
         self, request: pb.ResolveModelRequest, context: Context
@@ -306,6 +314,7 @@ class AgentService(ModelCalls):
                     capabilities=sorted(description.capabilities),
                     dialect=description.dialect,
                     endpoint_url=description.endpoint_url,
+                    found=description.found,
                 )
             )
         return host

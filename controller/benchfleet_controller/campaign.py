@@ -69,7 +69,7 @@ async def prepare(plan: Plan, store: Store, say: Say, *, detach: bool) -> tuple[
     for agent in agents:
         try:
             agent.check_idle()
-            offered |= await fleet.check_models(agent, plan)
+            offered |= await fleet.check_models(agent, plan, say)
         except HostProblem as problem:
             problems.append(problem)
     for group in fleet.by_machine(agents):

@@ -123,10 +123,27 @@ def examine_runtimes(runtimes: Iterable[host_pb2.RuntimeInfo]) -> list[Finding]:
         if runtime.dialect:
             said.append(f"speaks {runtime.dialect}")
         if runtime.endpoint_url:
-            said.append(f"at {runtime.endpoint_url}")
+            said.append(f"at {runtime.endpoint_url}" + (" (found running; not set up)" if runtime.found else ""))
         if runtime.capabilities:
             said.append("can " + ", ".join(runtime.capabilities))
         found.append(Finding("ok", check, "; ".join(said)))
+    return found
+
+
+def examine_providers(providers: Iterable[host_pb2.ExecutionProvider], host: str) -> list[Finding]:
+    """Which execution providers a runtime could use, and which of them are on the host."""
+    found = []
+    for one in providers:
+        check = f"provider {one.name}"
+        if one.registered:
+            found.append(Finding("ok", check, f"{one.runtime} can use it"))
+        elif one.downloaded:
+            advice = f"see the agent's log, or fetch it again: benchfleet pull {host} MODEL --device gpu"
+            found.append(Finding("warning", check, f"on the host, but {one.runtime} cannot use it", advice))
+        else:
+            message = f"offered to {one.runtime} and not on the host: its variants are not listed"
+            advice = f"benchfleet pull {host} MODEL --device gpu (or npu) fetches it"
+            found.append(Finding("info", check, message, advice))
     return found
 
 

@@ -76,10 +76,11 @@ class Agent:
         with refusals(self.target):
             return (await self.stub.ResolveModel(request, timeout=RESOLVE_S)).model
 
-    async def models(self, runtime: str = "") -> list[host_pb2.ModelVariant]:
-        """Everything the host could serve."""
+    async def models(self, runtime: str = "", endpoint_url: str = "") -> pb.ListModelsResponse:
+        """Everything the host could serve, and the execution providers that depends on."""
+        request = pb.ListModelsRequest(runtime=runtime, endpoint_url=endpoint_url)
         with refusals(self.target):
-            return list((await self.stub.ListModels(pb.ListModelsRequest(runtime=runtime), timeout=RESOLVE_S)).models)
+            return await self.stub.ListModels(request, timeout=RESOLVE_S)
 
     async def start(self, job_id: str, spec: job_pb2.JobSpec) -> job_pb2.Job:
         """Start a job. Raises `HostProblem` when it is refused."""
@@ -149,7 +150,10 @@ def explain(error: grpc.RpcError) -> Failure:
     if code is grpc.StatusCode.UNIMPLEMENTED:
         message = "it does not know this call: the agent is of another version; install the same benchfleet there"
         return Failure(Reason.VERSION_MISMATCH, message)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = "it did not answer in time, though it is there: it may wait for a catalog or a server; ask again"
+        return Failure(Reason.HOST_UNREACHABLE, message)
+    if code is grpc.StatusCode.UNAVAILABLE:
         return Failure(Reason.HOST_UNREACHABLE, f"the connection broke ({error.details()})")
     return Failure(Reason.INTERNAL, f"the agent failed: {code.name}: {error.details()}")
 
@@ -208,11 +212,25 @@ async def connect_all(targets: tuple[HostTarget, ...]) -> tuple[list[Agent], lis
     return agents, problems
 
 
-async def check_models(agent: Agent, plan: Plan) -> dict[tuple[str, str, str], tuple[str, ...]]:
+def absent_providers(listed: pb.ListModelsResponse) -> str:
+    """What is missing from a list because a provider is not on the host, for people; empty: nothing that is known."""
+    names = [one.name for one in listed.execution_providers if not one.downloaded]
+    if not names:
+        return ""
+    are = "is offered but not on the host" if len(names) == 1 else "are offered but not on the host"
+    return (
+        f"{', '.join(names)} {are}, so variants for {'it' if len(names) == 1 else 'them'} may be missing; "
+        "`benchfleet pull HOST MODEL --device gpu` (or npu) fetches what a model needs"
+    )
+
+
+async def check_models(
+    agent: Agent, plan: Plan, tell: Callable[[str], None] = lambda _: None
+) -> dict[tuple[str, str, str], tuple[str, ...]]:
     """Make sure every case of a plan has a model on this host, and say which devices ``all`` means here.
 
-    By (host, runtime, model), in the order of `DEVICES`. Raises `HostProblem` naming near models, or when prompts and
-    answers do not fit into a model's context.
+    By (host, runtime, model), in the order of `DEVICES`; ``tell`` hears of providers that are not there. Raises
+    `HostProblem` naming near models, or when prompts and answers do not fit into a model's context.
     """
     offered: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for runtime in plan.runtimes:
@@ -220,7 +238,10 @@ async def check_models(agent: Agent, plan: Plan) -> dict[tuple[str, str, str], t
         for model in plan.models:
             devices = plan.devices
             if ALL_DEVICES in devices:
-                known = {v.device for v in await agent.models(runtime) if model in (v.alias, v.variant)}
+                listed = await agent.models(runtime, url)
+                if missing := absent_providers(listed):
+                    tell(f"{agent.target.name}: {missing}")
+                known = {v.device for v in listed.models if model in (v.alias, v.variant)}
                 devices = tuple(device for device in DEVICES if device in known) or ("",)
                 offered[agent.target.name, runtime, model] = devices
             for device in devices:

@@ -186,6 +186,29 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
             "(r.end_ns - r.start_ns) / 1e9",
         ),
     ),
+    CaseMetric(
+        "server_prefill_avg_s",
+        "s",
+        _LOWER,
+        "Prefill, server (s)",
+        ".3f",
+        "mean of prefill by the server's own clock, where it tells (llama.cpp)",
+        by_round=_of_requests("avg(server_prefill_s)", "count(server_prefill_s)"),
+    ),
+    CaseMetric(
+        "server_decode_tokens_per_s",
+        "tokens/s",
+        _HIGHER,
+        "Tokens/sec, server",
+        ".1f",
+        "sum(tokens)/sum(decoding time) as the server itself counts and times, where it tells (llama.cpp)",
+        by_round=_of_requests(
+            "sum(server_decode_tokens) FILTER (WHERE server_decode_s > 0) / "
+            "sum(server_decode_s) FILTER (WHERE server_decode_tokens IS NOT NULL)",
+            "sum(server_decode_s)",
+        ),
+        of_tokens=True,
+    ),
     CaseMetric("load_s", "s", _LOWER, "Load (s)", ".2f", "duration of the runtime's load call"),
     CaseMetric("cold_ttft_s", "s", _LOWER, "Cold first token (s)", ".3f", "TTFT of the first request after the load"),
     CaseMetric(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 
 from integration.conftest import AgentProcess, Benchfleet
+from integration.package_index import install_or_skip
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adapters.md"
 
@@ -76,6 +81,33 @@ def test_the_documented_adapter_is_benchmarked_as_any_runtime(
         if variant == "echo-slow":  # it sleeps 50 ms before each: together the gaps cannot be shorter
             assert sum(gaps) >= 7 * 0.045
     assert not agent.child_pids("adapter_server")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_documented_package_is_built_and_installed_by_pip_and_found_by_an_agent(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "echo_adapter.py").write_text(code_block("python"), encoding="utf-8")
+    (source / "pyproject.toml").write_text(code_block("toml"), encoding="utf-8")
+    python = venv_beside_ours(tmp_path / "venv")
+    install_or_skip(python, str(source))
+    shown = subprocess.run(
+        [python, "-m", "benchfleet_agent", "doctor"], check=False, capture_output=True, text=True, timeout=120
+    ).stdout
+    assert re.search(r"runtime echo.*version 0\.1\.0", shown), shown
+
+
+def venv_beside_ours(directory: Path) -> str:
+    """The interpreter of a fresh environment that sees this one's packages; what is installed there stays there."""
+    venv.create(directory)
+    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    (site,) = directory.glob("Lib/site-packages" if os.name == "nt" else "lib/python*/site-packages")
+    # As a .pth file: unlike PYTHONPATH it also makes editable installs of that environment visible.
+    (site / "ours.pth").write_text(
+        "".join(f"import site; site.addsitedir({path!r})\n" for path in sys.path if path.endswith("site-packages"))
+    )
+    return str(python)
 
 
 def test_the_documented_adapter_is_listed_with_what_it_says(

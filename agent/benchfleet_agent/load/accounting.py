@@ -15,8 +15,9 @@ from typing import Any
 
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet_agent.load.counting import CountTokens
-from benchfleet_agent.load.http_errors import describe_error
+from benchfleet_agent.load.http_errors import describe_error, stream_failure
 from benchfleet_agent.load.record import Accounting, TokensSource
+from benchfleet_agent.load.server_timings import ServerTimings, read_timings
 
 BYTES_PER_TOKEN = 4
 """The rule of thumb for English text in common vocabularies; only ever used for an ``estimate``."""
@@ -83,6 +84,7 @@ class Answer:
         self.finish_ns: int | None = None
         self.usage_ns: int | None = None
         self.usage: Usage | None = None
+        self.server_timings = ServerTimings()
         self.finish_reason: str | None = None
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -118,8 +120,10 @@ class Answer:
             raise WorkFailed(Reason.BAD_RESPONSE, f"a chunk is no JSON object: {str(chunk)[:100]}")
         if chunk.get("usage"):
             self._take_usage(chunk["usage"], stamp_ns)
+        if "timings" in chunk:
+            self.server_timings = read_timings(chunk["timings"]) or self.server_timings
         if chunk.get("error") or chunk.get("object") == "error":
-            raise WorkFailed(Reason.STREAM_ERROR, f"the server reported: {describe_error(chunk)}")
+            raise _reported(chunk)
         bears_token = False
         length = len(self._content)
         for choice in _choices(chunk):
@@ -145,11 +149,12 @@ class Answer:
         if not isinstance(body, dict):
             raise WorkFailed(Reason.BAD_RESPONSE, f"the answer is no JSON object: {str(body)[:100]}")
         if body.get("error") or body.get("object") == "error":
-            raise WorkFailed(Reason.STREAM_ERROR, f"the server reported: {describe_error(body)}")
+            raise _reported(body)
         if not isinstance(body.get("choices"), list):
             raise WorkFailed(Reason.BAD_RESPONSE, "the answer has no choices: is this a chat completions endpoint?")
         if body.get("usage"):
             self._take_usage(body["usage"], None)
+        self.server_timings = read_timings(body.get("timings")) or self.server_timings
         for choice in _choices(body):
             if isinstance(choice.get("message"), dict):
                 self._take_texts(choice["message"], None)
@@ -295,6 +300,11 @@ def _without_usage(answer: Answer, count: CountTokens | None) -> Counts:
         reasoning_tokens=reasoning,
         tokens_source=source,
     )
+
+
+def _reported(error: Mapping[str, Any]) -> WorkFailed:
+    failure = stream_failure(describe_error(error))
+    return WorkFailed(failure.reason, failure.message)
 
 
 def _choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:

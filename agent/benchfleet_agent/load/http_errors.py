@@ -15,6 +15,14 @@ _EXCERPT_LENGTH = 400
 _OVERFLOW = re.compile(
     r"context[ _]?(length|size|window)|exceed_context|maximum context|prompt is too long", re.IGNORECASE
 )
+# Foundry Local's legacy service says so with 400 or 500 (https://github.com/microsoft/Foundry-Local/issues/92).
+_NO_MODEL = re.compile(r"No OpenAIService provider found|No model matching", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|out of memory|(?:failed|unable) to allocate|insufficient (?:gpu |device )?memory|"
+    r"requires more system memory|(?:cudaMalloc|alloc\w*) failed",
+    re.IGNORECASE,
+)
+"""ONNX Runtime, CUDA, ggml and Ollama, as they say it in an error's text."""
 _NOT_LOADED = re.compile(r"not loaded|must be loaded", re.IGNORECASE)
 _OVERFLOW_STATUSES = frozenset({400, 413, 422, 500})
 
@@ -30,7 +38,9 @@ def http_failure(status: int, body: str, location: str | None = None) -> Failure
         return Failure(Reason.RATE_LIMITED, f"{words} (lower the concurrency or wait)")
     if status in _OVERFLOW_STATUSES and _OVERFLOW.search(body):
         return Failure(Reason.CONTEXT_OVERFLOW, f"{words} (shorten the prompt or lower max_tokens)")
-    if status == 404 and "model" in body.lower():
+    if status >= 500 and OUT_OF_MEMORY.search(body):
+        return out_of_memory(words)
+    if _NO_MODEL.search(body) or (status == 404 and "model" in body.lower()):
         return Failure(Reason.MODEL_NOT_FOUND, words)
     if status == 400 and _NOT_LOADED.search(body):
         return Failure(Reason.NOT_LOADED, words)
@@ -41,7 +51,16 @@ def stream_failure(said: str) -> Failure:
     """The failure behind an error object inside a stream; Foundry Local refuses even a whole request that way."""
     if _OVERFLOW.search(said):
         return Failure(Reason.CONTEXT_OVERFLOW, f"the server reported: {said} (shorten the prompt or lower max_tokens)")
+    if OUT_OF_MEMORY.search(said):
+        return out_of_memory(f"the server reported: {said}")
+    if _NO_MODEL.search(said):
+        return Failure(Reason.MODEL_NOT_FOUND, f"the server reported: {said}")
     return Failure(Reason.STREAM_ERROR, f"the server reported: {said}")
+
+
+def out_of_memory(words: str) -> Failure:
+    """The failure of a server that says that memory ran out."""
+    return Failure(Reason.OUT_OF_MEMORY, f"{words} (lower the concurrency or max_tokens, or take a smaller model)")
 
 
 def error_message(body: str) -> str:

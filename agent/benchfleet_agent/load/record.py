@@ -153,6 +153,14 @@ class RequestRecord:
     reasoning_text: str = ""
     stamp_source: StampSource | None = None
     """The worst source of any stamp of this request; null: nothing arrived."""
+    server_prefill_s: float | None = None
+    """What the server itself says prefill took; null: it does not say."""
+    server_decode_s: float | None = None
+    """The same of decoding."""
+    server_prefill_tokens: int | None = None
+    """Prompt tokens that it computed in that prefill, without those from its cache; null: it does not say."""
+    server_decode_tokens: int | None = None
+    """Tokens that it computed in that decoding; null: it does not say."""
     connect_duration_ns: int | None = None
     """How long the fresh connection took (TCP, and TLS where used), before ``start_ns`` and in no other figure.
     null: an open connection was used, or none could be made."""

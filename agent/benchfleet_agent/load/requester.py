@@ -159,6 +159,10 @@ class Requester:
             text=answer.text,
             reasoning_text=answer.reasoning_text,
             stamp_source=source,
+            server_prefill_s=answer.server_timings.prefill_s,
+            server_decode_s=answer.server_timings.decode_s,
+            server_prefill_tokens=answer.server_timings.prefill_tokens,
+            server_decode_tokens=answer.server_timings.decode_tokens,
             connect_duration_ns=exchange.connect_duration_ns,
         )
 

@@ -14,9 +14,25 @@ from typing import Protocol, runtime_checkable
 
 PLUGIN_GROUP = "benchfleet.runtimes"
 """The entry points by which other packages bring runtimes and adapters (docs/adapters.md)."""
-CAPABILITIES = frozenset({"list", "pull", "load", "unload", "remove", "serve", "direct", "timings"})
-"""Words of `RuntimeDescription.capabilities`: ``serve``: starts the server by itself; ``direct``: answers without HTTP
-too; ``timings``: reports its own durations."""
+CAPABILITIES = {
+    "list": "lists what it can serve",
+    "pull": "fetches models",
+    "load": "loads on request",
+    "unload": "unloads on request",
+    "remove": "deletes models",
+    "serve": "is started and ended by the agent",
+    "direct": "answers without HTTP, too",
+    "timings": "tells how long prefill and decoding took by its own clock, which is kept",
+    "usage_in_stream": "counts tokens in streamed answers",
+    "exact_token_count": "can count a prompt's tokens without answering it",
+    "can_pick_variant": "loads the very variant that is asked for, not its own choice for an alias",
+    "can_register_eps": "fetches and registers execution providers",
+    "cancel_on_disconnect": "stops computing when its client leaves",
+    "prefix_cache_control": "has a switch for its prefix cache in requests",
+    "multi_model": "holds several models in memory at once",
+}
+"""Words of `RuntimeDescription.capabilities`, with what each says. A word is there where it is known; one that is
+missing may be true all the same."""
 
 Progress = Callable[[str, float | None], None]
 """Called with a message for people and the fraction done (0 to 1, None when unknown)."""
@@ -40,6 +56,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutionProvider:
+    """A provider that a runtime could use on this host."""
+
+    name: str
+    downloaded: bool
+    """Whether it is on the host; variants for one that is not may be missing from the listing."""
+    registered: bool
+    """Whether the runtime could use it when it was last asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeDescription:
     """What a host's inventory says of a runtime."""
 
@@ -51,11 +78,13 @@ class RuntimeDescription:
     components: dict[str, str] = field(default_factory=dict)
     """Versions of the parts, e.g. ``{"onnxruntime": "1.31.0"}``."""
     capabilities: frozenset[str] = frozenset()
-    """What it can be asked to do, of `CAPABILITIES`."""
+    """What it can be asked to do and what it tells, of `CAPABILITIES`."""
     dialect: str = ""
     """The protocol an endpoint speaks, e.g. ``ollama``; empty: no endpoint, or it did not answer."""
     endpoint_url: str = ""
     """Where it serves; empty: it serves only while a case runs."""
+    found: bool = False
+    """It was found running on the host; nobody set it up for this agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +196,14 @@ class LibraryRuntime(Protocol):
 
         Raises `WorkFailed`: ``unsupported`` (saying who can), ``runtime_unavailable``.
         """
+
+
+@runtime_checkable
+class ProvidingRuntime(Protocol):
+    """A runtime whose variants depend on execution providers that come apart from it."""
+
+    def providers(self) -> tuple[ExecutionProvider, ...]:
+        """The providers beside the CPU's, as `Runtime.models` last found them; nothing is asked anew."""
 
 
 @runtime_checkable

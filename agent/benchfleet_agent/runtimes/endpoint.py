@@ -11,12 +11,22 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from benchfleet.failures import Reason, WorkFailed
-from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, RuntimeDescription, port_owner
+from benchfleet_agent.runtimes import (
+    Endpoint,
+    Loaded,
+    Model,
+    Placement,
+    Progress,
+    RuntimeDescription,
+    port_owner,
+    server_discovery,
+)
 from benchfleet_agent.runtimes.dialects import Client, Dialect, Ready, detect
 from benchfleet_agent.runtimes.dialects.client import (
     API_KEY_VARIABLE,
@@ -37,6 +47,7 @@ __all__ = [
     "normalise_url",
 ]
 
+T = TypeVar("T")
 NAME = "endpoint"
 URL_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
 """Where the server is when no setting says it."""
@@ -55,8 +66,9 @@ _log = logging.getLogger(__name__)
 class EndpointSettings:
     """Where the server is."""
 
-    url: str
-    """``http://HOST:PORT``, with or without ``/v1``."""
+    url: str = ""
+    """``http://HOST:PORT``, with or without ``/v1``; empty: whatever server is found running on this host, which gets
+    no key."""
     api_key: str = field(default=NO_KEY, repr=False)
     timeout_s: float = TIMEOUT_S
     """For questions to the server; benchmark requests have their own limits."""
@@ -78,15 +90,17 @@ class EndpointRuntime:
         *,
         clock: Callable[[], float] = time.monotonic,
         find_service: Callable[[], str | None] = locate,
+        find_servers: Callable[[], Sequence[str]] = server_discovery.candidates,
         find_owner: Callable[[int], port_owner.PortOwner] = port_owner.find,
         check_source: Callable[[str], object] | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._find_service = find_service
+        self._find_servers = find_servers
         self._find_owner = find_owner
         self._check_source = check_source or _refuse_source
-        self._client = Client(normalise_url(settings.url), settings.api_key, settings.timeout_s)
+        self._client = self._client_of(settings.url) if settings.url else None
         self._lock = threading.Lock()
         self._dialect: Dialect | None = None
         self._detected = 0.0
@@ -99,11 +113,15 @@ class EndpointRuntime:
     def describe(self) -> RuntimeDescription:
         """Say what answers: a few short requests."""
         try:
+            self.ask(lambda dialect: dialect.health())
             dialect = self.dialect()
-            dialect.health()
         except WorkFailed as error:
             self._forget()
-            return RuntimeDescription(NAME, False, error.failure.message, endpoint_url=self._client.base_url)
+            url = self._client.base_url if self._client else ""
+            return RuntimeDescription(NAME, False, error.failure.message, endpoint_url=url)
+        return self._described(dialect)
+
+    def _described(self, dialect: Dialect) -> RuntimeDescription:
         return RuntimeDescription(
             NAME,
             True,
@@ -111,8 +129,14 @@ class EndpointRuntime:
             components={dialect.name: dialect.version, **dialect.components} if dialect.version else dialect.components,
             capabilities=dialect.capabilities,
             dialect=dialect.name,
-            endpoint_url=self._client.base_url,
+            endpoint_url=dialect.client.base_url,
+            found=self.found,
         )
+
+    @property
+    def found(self) -> bool:
+        """Whether the server is one that was found running here, and not set."""
+        return not self._settings.url
 
     def dialect(self) -> Dialect:
         """What the server speaks, asked anew after a minute; Foundry Local's service is looked for where it is now.
@@ -125,12 +149,26 @@ class EndpointRuntime:
                 self._detected = self._clock()
             return self._dialect
 
+    def ask(self, question: Callable[[Dialect], T]) -> T:
+        """Put a question to the server; when nobody listens at its port any more, once more to where it is now."""
+        dialect = self.dialect()
+        try:
+            return question(dialect)
+        except Unanswered as error:
+            if error.timed_out:
+                raise
+            self._forget()
+            now = self.dialect()
+            if now.client.base_url == dialect.client.base_url and not error.refused:
+                raise  # it broke off and is there: asking for the same again may break it again
+        return question(now)
+
     def models(self) -> list[Model]:
         """All models of the server.
 
         Raises `WorkFailed`: ``runtime_unavailable`` when nothing answers, ``http_error``, ``bad_response``.
         """
-        return self.dialect().models()
+        return self.ask(lambda dialect: dialect.models())
 
     def resolve(self, model: str, device: str | None) -> Model:
         """Pin a name to one listed id: the exact id, or the only id that an alias begins.
@@ -138,7 +176,7 @@ class EndpointRuntime:
         Raises `WorkFailed`: ``model_not_found`` (with near names), ``unsupported`` for a device where the server does
         not say what it computes on, and what `models` raises.
         """
-        return self.dialect().resolve(model, device)
+        return self.ask(lambda dialect: dialect.resolve(model, device))
 
     def open(self, model: Model, placement: Placement) -> EndpointSession:
         """A session for one case. Raises `WorkFailed` ``unsupported`` when processors are named."""
@@ -149,13 +187,14 @@ class EndpointRuntime:
 
     def pull(self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float) -> Model:
         """Have the server download a model."""
-        return self.dialect().pull(model, progress, cancelled, timeout_s)
+        return self.ask(lambda dialect: dialect.pull(model, progress, cancelled, timeout_s))
 
     def pullable(self, model: str, device: str | None) -> Model:
         """The model of that name; one that the server does not list yet goes by its name.
 
         Raises `WorkFailed` ``endpoint_not_allowed`` for a name that would have the server ask another one.
         """
+        self.ask(lambda dialect: dialect.health())
         dialect = self.dialect()
         if "pull" not in dialect.capabilities:
             raise dialect.cannot("download a model")
@@ -170,15 +209,15 @@ class EndpointRuntime:
 
     def remove(self, model: Model) -> int | None:
         """Have the server delete a model."""
-        return self.dialect().remove(model)
+        return self.ask(lambda dialect: dialect.remove(model))
 
     def unload(self, model: Model) -> None:
         """Have the server take a model out of memory."""
-        self.dialect().unload(model, UNLOAD_S)
+        self.ask(lambda dialect: dialect.unload(model, UNLOAD_S))
 
     def endpoint(self, ready: Ready, *, remote: bool) -> Endpoint:
         """Where the load process sends requests for a model that is ready."""
-        return Endpoint(ready.base_url, ready.name, self._settings.api_key, self._client.remote or remote)
+        return Endpoint(ready.base_url, ready.name, self._settings.api_key, is_remote(ready.base_url) or remote)
 
     def owner(self, dialect: Dialect) -> port_owner.PortOwner:
         """The server's processes on this host."""
@@ -192,17 +231,37 @@ class EndpointRuntime:
         with self._lock:
             self._dialect = None
 
+    def _client_of(self, url: str) -> Client:
+        return Client(normalise_url(url), self._settings.api_key, self._settings.timeout_s)
+
     def _detect(self) -> Dialect:
+        if self._client is None:
+            return self._discover()
         try:
             return detect(self._client)
         except Unanswered as error:
+            if not self._settings.url:  # it was found, and is gone
+                self._client = None
+                return self._discover()
             moved = None if self._client.remote or error.timed_out else self._find_service()
             if moved is None or normalise_url(moved) == self._client.base_url:
                 raise
             _log.warning("nothing listens at %s any more; Foundry Local's service is at %s", self._client.root, moved)
-            found = detect(Client(normalise_url(moved), self._settings.api_key, self._settings.timeout_s))
+            found = detect(self._client_of(moved))
             self._client = found.client
             return found
+
+    def _discover(self) -> Dialect:
+        """The first server that is found running here, Foundry Local's by its own word first."""
+        service = self._find_service()
+        for url in dict.fromkeys([*([service] if service else []), *self._find_servers()]):
+            with contextlib.suppress(WorkFailed):
+                found = detect(self._client_of(url))
+                if type(found) is not Dialect or found.models():  # of the rest, only what lists models is a server
+                    self._client = found.client
+                    return found
+        message = "no server is set and none was found running on this host; give its URL with --endpoint"
+        raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, message)
 
 
 def _refuse_source(source: str) -> object:
@@ -223,9 +282,10 @@ class EndpointSession:
 
     def prepare(self, progress: Progress) -> None:
         """See that the server is there, and whose process it is; its models are its own matter."""
-        self._dialect = self._runtime.dialect()
-        self._owner = self._runtime.owner(self._dialect)
-        self._owner_asked = time.monotonic()
+        self._runtime.ask(lambda dialect: dialect.health())
+        self._meet(self._runtime.dialect())
+        if self._runtime.found:
+            progress(f"found {self._runtime.dialect().title} at {self._runtime.dialect().client.root}", None)
         if self._owner.reason:
             progress(f"the runtime's memory is not measured: {self._owner.reason}", None)
 
@@ -235,13 +295,22 @@ class EndpointSession:
         Raises `WorkFailed`: ``load_timeout`` and ``cancelled`` (the server cannot be stopped from loading: what it then
         has loaded is unloaded when it is done), ``load_failed``, ``model_not_found``, ``ep_mismatch``, ….
         """
-        dialect = self._dialect or self._runtime.dialect()
-        self._dialect = dialect
-        task = _Load(dialect, self._model, timeout_s)
-        ready = task.wait(self._killed)
+
+        def wait(dialect: Dialect) -> Ready:
+            if dialect is not self._dialect:
+                self._meet(dialect)
+            return _Load(dialect, self._model, timeout_s).wait(self._killed)
+
+        ready = self._runtime.ask(wait)
         self._to_unload = ready.loaded_here
         endpoint = self._runtime.endpoint(ready, remote=bool(self._owner.forwarder))
         return Loaded(ready.load_ns, ready.execution_provider, endpoint)
+
+    def _meet(self, dialect: Dialect) -> None:
+        """Take this for the server, and see whose process it is."""
+        self._dialect = dialect
+        self._owner = self._runtime.owner(dialect)
+        self._owner_asked = time.monotonic()
 
     def directory(self) -> Path | None:
         """Unknown: the server has its files."""

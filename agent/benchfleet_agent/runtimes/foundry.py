@@ -11,39 +11,48 @@ that shared the file the last to register would win for both; the child refuses 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildTimeout
 from benchfleet_agent.model_paths import check_model_path, is_path
-from benchfleet_agent.runtimes import Model, Placement, Progress, RuntimeDescription, foundry_child
+from benchfleet_agent.runtimes import (
+    ExecutionProvider,
+    Model,
+    Placement,
+    Progress,
+    RuntimeDescription,
+    foundry_child,
+)
+from benchfleet_agent.runtimes.foundry_catalog import CatalogAnswer, PublicCatalog
 from benchfleet_agent.runtimes.foundry_files import size_of
 from benchfleet_agent.runtimes.foundry_link import ChildLink, FoundrySettings
-from benchfleet_agent.runtimes.foundry_session import FoundrySession, Source
+from benchfleet_agent.runtimes.foundry_providers import absent_for
+from benchfleet_agent.runtimes.foundry_session import FoundrySession, Source, extra_providers
 from benchfleet_agent.runtimes.local_models import LocalModel, describe, scan
 
 NAME = "foundry"
 INSTALL = "pip install foundry-local-sdk==2.2.1"
-CATALOG_DEADLINE_S = 20.0
-CATALOG_FRESH_S, CATALOG_RETRY_S = 600.0, 60.0
-"""How long an answer of the public catalog is used, and how soon one that did not come is asked for again."""
-PROVIDERS_DEADLINE_S = 300.0
-"""For downloading and registering execution providers before the catalog is asked for what needs them."""
 REMOVE_S = 60.0
-CAPABILITIES = frozenset({"list", "pull", "load", "remove", "serve", "direct"})
-"""Not ``unload``: a model is in memory only while its case runs, in a child that ends with it."""
+CAPABILITIES = frozenset(
+    {"list", "pull", "load", "remove", "serve", "direct", "usage_in_stream", "exact_token_count", "can_pick_variant",
+     "can_register_eps", "cancel_on_disconnect"}
+)  # fmt: skip
+"""Not ``unload`` and not ``multi_model``: a model is in memory only while its case runs, in a child that ends with
+it. That a client's leaving ends the answer was seen on 2.2.1, within half a second."""
 
 _MINIMUM_SDK = (2, 2)
 _DEVICE_ORDER = ("npu", "gpu", "cpu")
@@ -57,11 +66,9 @@ class FoundryRuntime:
 
     def __init__(self, settings: FoundrySettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
-        self._clock = clock
-        self._versions_lock, self._catalog_lock = threading.Lock(), threading.Lock()
+        self._catalog = PublicCatalog(settings, clock)
+        self._versions_lock = threading.Lock()
         self._versions: dict[str, str] | None = None
-        self._catalog: tuple[float, list[Model], str | None] | None = None
-        self._providers_asked = False
         self._by_path: dict[str, LocalModel] = {}
 
     def describe(self) -> RuntimeDescription:
@@ -82,18 +89,24 @@ class FoundryRuntime:
     def models(self) -> list[Model]:
         """The reference models, the operator's own, then the public catalog's variants (kept for minutes).
 
-        Without internet the first call takes about 5 s; an unreachable catalog is logged and adds nothing.
+        Without internet the first call takes about 5 s; an unreachable catalog is logged and adds nothing. Offline
+        those of its models that are here.
         """
-        found, problem = self._public()
-        if problem is not None:
-            _log.warning("the public catalog is left out: %s", problem)
-        return self._reference() + self._local() + found
+        answer = self._catalog.ask()
+        if answer.problem is not None and not self._settings.offline:
+            _log.warning("the public catalog is left out: %s", answer.problem)
+        return self._reference() + self._local() + list(answer.models)
+
+    def providers(self) -> tuple[ExecutionProvider, ...]:
+        """The execution providers offered here, as `models` last found them."""
+        return self._catalog.providers()
 
     def resolve(self, model: str, device: str | None) -> Model:
         """Pin a name, or the path of a model's directory, to a variant; what is here needs no network.
 
         An alias with several variants gives Foundry Local's own order (NPU, GPU, CPU; a vendor's before a
         generic one), whatever is cached, so that hosts choose alike. Raises `WorkFailed`: ``model_not_found``,
+        ``ep_missing`` when the catalog shows such variants only with a provider that is not here yet,
         ``path_not_allowed``, ``corrupt_model``.
         """
         if is_path(model):
@@ -103,12 +116,12 @@ class FoundryRuntime:
         here = self._reference() + self._local()
         if matches := _matching(model, here):
             return _choose(model, device, matches)
-        public, problem = self._public()
+        answer = self._catalog.ask()
+        public, problem = list(answer.models), answer.problem
         matches = _matching(model, public)
-        if device in ("gpu", "npu") and not any(one.device == device for one in matches) and not problem:
-            # The catalog offers what the registered providers can run; others are registered when asked for.
-            public, problem = self._public(with_providers=True)
-            matches = _matching(model, public)
+        wanted = device or _device_in(model)
+        if wanted in ("gpu", "npu") and problem is None and not any(one.device == wanted for one in matches):
+            _require_provider(model, wanted, answer)
         if matches:
             return _choose(model, device, matches)
         known = here + public
@@ -126,26 +139,27 @@ class FoundryRuntime:
 
         Raises `WorkFailed` as `FoundrySession.prepare`.
         """
+        if model.device is not None and model.size_bytes is None and model.execution_provider is None:
+            model = self._with_provider(model, progress, cancelled, timeout_s)
         session = self.open(model, Placement())
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.2):
-                if cancelled():
-                    session.kill()
-                    return
-
-        watcher = threading.Thread(target=watch, name="pull-watch", daemon=True)
-        watcher.start()
         try:
-            session.fetch(progress, timeout_s)
+            with _while_wanted(cancelled, session.kill):
+                session.fetch(progress, timeout_s)
+            self._catalog.shelf.note(extra_providers(model))
         finally:
-            done.set()
-            watcher.join()
             session.close(5.0)
-            self._forget_catalog()
+            self._catalog.forget()
         directory = session.directory()
         return replace(model, cached=True, size_bytes=size_of(directory) if directory else model.size_bytes)
+
+    def pullable(self, model: str, device: str | None) -> Model:
+        """What `pull` is asked for: where the variant shows only after a provider's download, one of that name."""
+        try:
+            return self.resolve(model, device)
+        except WorkFailed as error:
+            if error.failure.reason is not Reason.EP_MISSING or self._settings.offline:
+                raise
+        return Model(alias=model, variant=model, device=device or _device_in(model), cached=False)
 
     def remove(self, model: Model) -> int | None:
         """Delete a built or downloaded model; bytes freed. Raises `WorkFailed`: ``unsupported``, ``not_cached``."""
@@ -174,7 +188,7 @@ class FoundryRuntime:
             raise WorkFailed(Reason.MODEL_IN_USE, message) from None
         finally:
             link.kill()
-            self._forget_catalog()
+            self._catalog.forget()
         return freed
 
     def open(self, model: Model, placement: Placement) -> FoundrySession:
@@ -183,6 +197,17 @@ class FoundryRuntime:
         if not description.available:
             raise WorkFailed(Reason.RUNTIME_UNAVAILABLE, description.reason or "Foundry Local is not available")
         return FoundrySession(self._settings, self._source(model), placement)
+
+    def _with_provider(
+        self, model: Model, progress: Progress, cancelled: Callable[[], bool], timeout_s: float
+    ) -> Model:
+        """Fetch the providers a device needs, then pin the variant, which shows only now."""
+        absent = absent_for(model.device, self._catalog.ask().providers)
+        if absent:
+            link = ChildLink(self._settings, f"foundry provider child ({model.variant})")
+            with _while_wanted(cancelled, link.cancel):
+                self._catalog.fetch_providers(absent, link, progress, timeout_s)
+        return self.resolve(model.variant, model.device)
 
     def _source(self, model: Model) -> Source:
         for entry in reference_model.MODELS.values():
@@ -221,47 +246,42 @@ class FoundryRuntime:
         cache_dir = self._settings.reference_cache_dir
         return [_reference_model(entry, cache_dir) for entry in reference_model.MODELS.values()]
 
-    def _public(self, *, with_providers: bool = False) -> tuple[list[Model], str | None]:
-        if self._settings.offline:
-            return [], "the agent is set offline"
-        with self._catalog_lock:
-            # Each child registers them anew, which is quick once they are downloaded.
-            with_providers = with_providers or self._providers_asked or self._settings.has_providers()
-            if self._catalog is not None:
-                asked, found, problem = self._catalog
-                fresh = self._clock() - asked < (CATALOG_FRESH_S if problem is None else CATALOG_RETRY_S)
-                if fresh and (self._providers_asked or not with_providers):
-                    return found, problem
-            found, problem = self._ask_public(with_providers=with_providers)
-            self._catalog = (self._clock(), found, problem)
-            self._providers_asked = self._providers_asked or with_providers
-            return found, problem
 
-    def _forget_catalog(self) -> None:
-        """What is cached has changed; the next question is a new one."""
-        with self._catalog_lock:
-            self._catalog = None
-
-    def _ask_public(self, *, with_providers: bool) -> tuple[list[Model], str | None]:
-        link = ChildLink(self._settings, "foundry catalog child")
-        try:
-            link.start((), local=False, timeout_s=CATALOG_DEADLINE_S)
-            if with_providers:
-                link.ask({"do": "register_eps", "names": None}, "eps_registered", PROVIDERS_DEADLINE_S, _unheard)
-            answer = link.ask({"do": "models", "catalog": "public"}, "models", CATALOG_DEADLINE_S)
-        except WorkFailed as error:
-            return [], error.failure.message
-        except ChildTimeout:
-            return [], "it did not answer in time"
-        finally:
-            link.kill()
-        found = [_catalog_model(entry) for entry in answer["models"]]
-        # Without internet the SDK logs the failure and answers an empty list.
-        return found, None if found else "it is empty or out of reach; is this host online?"
+def _device_in(variant: str) -> str | None:
+    """The device that a variant's id names, unless that is the CPU."""
+    found = re.search(r"-(gpu|npu)(?::\d+)?$", variant)
+    return found[1] if found else None
 
 
-def _unheard(message: str, fraction: float | None) -> None:
-    """Progress nobody asked for."""
+def _require_provider(model: str, device: str, answer: CatalogAnswer) -> None:
+    """Raise ``ep_missing`` when a provider that is not here may be why there is no such variant."""
+    if not (absent := absent_for(device, answer.providers)):
+        return
+    message = (
+        f"Foundry Local shows no variant of {model!r} for {device} before its execution provider is on this host "
+        f"({', '.join(absent)}); `benchfleet pull HOST {model} --device {device}` fetches it"
+    )
+    raise WorkFailed(Reason.EP_MISSING, message)
+
+
+@contextlib.contextmanager
+def _while_wanted(cancelled: Callable[[], bool], kill: Callable[[], None]) -> Iterator[None]:
+    """End the work inside as soon as nobody wants it any more."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            if cancelled():
+                kill()
+                return
+
+    watcher = threading.Thread(target=watch, name="pull-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -285,10 +305,6 @@ def _reference_model(entry: reference_model.ReferenceModel, cache_dir: Path) -> 
         capabilities=(*entry.capabilities, "test") if entry.alias == reference_model.TINY_ALIAS else entry.capabilities,
         cached=built,
     )
-
-
-def _catalog_model(entry: Mapping[str, Any]) -> Model:
-    return Model(**{**entry, "capabilities": tuple(entry["capabilities"])})
 
 
 def _matching(name: str, models: Iterable[Model]) -> list[Model]:

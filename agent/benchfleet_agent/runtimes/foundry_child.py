@@ -11,7 +11,7 @@ Commands are ``{"do": NAME, …}``, one at a time; each is answered by the event
 command        fields                                                          answer
 =============  ==============================================================  ======================================
 start          app_name, data_dir, model_cache_dir, logs_dir, catalog_urls,    started{pid, versions, cpus}
-               cpus
+               cpus, offline
 describe                                                                       description{versions, eps}
 models         catalog (``local`` or ``public``)                               models{models}
 register       path, variant, alias, task, display_name, license, reasoning    registered{variant, replaced}
@@ -47,6 +47,7 @@ from typing import Any
 from benchfleet_agent.child import Message, Protocol, die_with_parent, take_protocol
 from benchfleet_agent.runtimes.foundry_direct import start_chat
 from benchfleet_agent.runtimes.foundry_errors import CommandFailed, explain
+from benchfleet_agent.runtimes.foundry_offline import serve_nothing
 from benchfleet_agent.runtimes.foundry_pinning import pin, with_threads
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -93,6 +94,7 @@ class Service:
         self._data_dir = Path()
         self._registered: Path | None = None
         self._cpus: list[int] = []
+        self._offline = False
 
     def handle(self, command: Message) -> bool:
         """Carry out one command and answer it. False once the process should end."""
@@ -141,6 +143,8 @@ class Service:
                 "runtime_unavailable",
                 f"{sys.executable} cannot use foundry-local-sdk ({error}); pip install foundry-local-sdk==2.2.1 there",
             ) from error
+        self._offline = bool(command.get("offline"))
+        catalogs = [serve_nothing()] if self._offline else command.get("catalog_urls") or ()
         configuration = sdk.Configuration(
             command["app_name"],
             app_data_dir=command["data_dir"],
@@ -148,7 +152,7 @@ class Service:
             logs_dir=command["logs_dir"],
             log_level=sdk.LogLevel.WARNING,
             web=sdk.Configuration.WebService(urls="http://127.0.0.1:0"),
-            catalog_urls=[(url, None) for url in command.get("catalog_urls") or ()] or None,
+            catalog_urls=[(url, None) for url in catalogs] or None,
             disable_nonessential_telemetry=True,
         )
         sdk.FoundryLocalManager.initialize(configuration)
@@ -200,6 +204,9 @@ class Service:
     def _download(self, command: Message) -> None:
         model = self._find({**command, "catalog": "public"})
         already = bool(model.is_cached)
+        if not already and self._offline:
+            message = f"{command['variant']} is not on this host and the agent is set offline; lay it into its cache"
+            raise CommandFailed("not_cached", message)
         if not already:
             model.download(self._progress(command["variant"]))
         self._protocol.send("downloaded", already=already, path=str(model.get_path()))

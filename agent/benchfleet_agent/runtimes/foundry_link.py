@@ -53,7 +53,7 @@ class FoundrySettings:
     model_roots: tuple[Path, ...] = ()
     """Directories below which the operator's own models lie."""
     offline: bool = False
-    """Never ask the public catalog."""
+    """Ask and fetch nothing; of the catalog's models only those on the host are there."""
     app_name: str = "benchfleet"
 
     def child_command(self) -> list[str]:
@@ -68,10 +68,6 @@ class FoundrySettings:
         """Where downloaded catalog models lie."""
         return self.model_cache_dir or self.data_dir / "foundry" / "cache" / "models"
 
-    def has_providers(self) -> bool:
-        """Whether execution providers were downloaded: Foundry Local keeps them as ``…-ep`` beside the model cache."""
-        return any(path.is_dir() for path in self.cache_dir.parent.glob("*-ep"))
-
     def start_command(self, cpus: tuple[int, ...], *, local: bool) -> Message:
         """The child's first command."""
         base = self.data_dir / "foundry"
@@ -84,6 +80,7 @@ class FoundrySettings:
             "logs_dir": str(self.log_dir / "foundry"),
             "catalog_urls": list(self.catalog_urls),
             "cpus": list(cpus),
+            "offline": self.offline,
         }
 
 

@@ -6,6 +6,7 @@ directories, a catalog model is downloaded. The first two are registered in the 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -16,7 +17,9 @@ from pathlib import Path
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildTimeout, Message
+from benchfleet_agent.keep_awake import kept_awake
 from benchfleet_agent.runtimes import Endpoint, Loaded, Model, Placement, Progress, foundry_child
+from benchfleet_agent.runtimes.foundry_catalog import PROVIDER_STALL_S
 from benchfleet_agent.runtimes.foundry_files import damage_of
 from benchfleet_agent.runtimes.foundry_link import ChildLink, FoundrySettings
 from benchfleet_agent.runtimes.local_models import TASK, LocalModel, provider_name
@@ -25,9 +28,6 @@ CLOSE_WATCHDOG_S = 25.0
 """The native runtime drains sessions and unloads for up to 10 s each before it ends."""
 STALL_S = 300.0
 """A download or a build that reports nothing for so long is given up."""
-PROVIDER_STALL_S = 120.0
-"""The same for an execution provider; such downloads are known to hang
-(https://github.com/microsoft/Foundry-Local/issues/272)."""
 RETRY_PAUSES_S = (2.0, 8.0)
 """Pauses before a failed download is tried again; it goes on where it stopped."""
 
@@ -78,7 +78,9 @@ class FoundrySession:
         Raises `WorkFailed`: ``download_failed``, ``build_failed``, ``corrupt_model``, ``disk_full``, ``ep_missing``,
         ``cancelled``.
         """
-        self.fetch(progress, STALL_S)
+        fetches = not self._source.registered and not self._model.cached
+        with kept_awake(f"fetching {self._model.variant}") if fetches else contextlib.nullcontext():
+            self.fetch(progress, STALL_S)
 
     def fetch(self, progress: Progress, stall_s: float) -> None:
         """`prepare`, giving up when nothing is heard for ``stall_s`` seconds."""

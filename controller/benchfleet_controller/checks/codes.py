@@ -53,6 +53,8 @@ class Code(StrEnum):
     DRIVERS_DIFFER = "drivers_differ"
     DOES_NOT_FIT = "does_not_fit"
     ENERGY_DISAGREES = "energy_disagrees"
+    FORECAST_OFF = "forecast_off"
+    MODEL_UNLOADED = "model_unloaded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 
 _FEW_ROUNDS = 3
 _BUSY_CLIENT_RATIO = 0.8
+_FORECAST_RATIO = 1.5
 _COALESCED_RATIO = 0.05
 _SWAP_GROWTH_BYTES = 64 * 1024 * 1024
 _LATE_RATIO = 0.01
@@ -243,6 +244,11 @@ def _of_forecast(case: Row, warn: Warn) -> Iterator[Warned]:
     elif forecast.get("fits") and case.get("reason") in ("out_of_memory", "does_not_fit"):
         message = f"it was forecast to fit in {forecast.get('memory')}{sizes}, and it did not"
         yield warn(Code.DOES_NOT_FIT, message, "free memory, shorten the context or take a smaller model")
+    peak = case.get("vram_peak_bytes" if forecast.get("memory") == "vram" else "ram_peak_bytes")
+    if need and peak and case.get("status") == "succeeded" and not 1 / _FORECAST_RATIO < peak / need < _FORECAST_RATIO:
+        message = f"{_gib(need)} of {forecast.get('memory')} were forecast, {_gib(peak)} were used: {peak / need:.2g} ×"
+        advice = f"do not trust forecasts for this model ({forecast.get('basis')})"
+        yield warn(Code.FORECAST_OFF, message, advice)
 
 
 def _gib(size: float) -> str:

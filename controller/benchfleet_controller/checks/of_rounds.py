@@ -22,6 +22,10 @@ def of_rounds(case: Row, warn: Warn) -> Iterator[Warned]:
         fate = "; they stay in the results and spoil them" if trouble in INVALID else ""
         message = f"{_rounds(found['rounds'], counted)}: {found['worst']}{fate}"
         yield warn(Code(trouble.value), message, _advice(trouble, conditions))
+    if unloads := case.get("unloads"):
+        times = "a pause" if unloads == 1 else f"{unloads} pauses"
+        message = f"the runtime unloaded the model in {times}: the request after it paid for a load"
+        yield warn(Code.MODEL_UNLOADED, message, "use --keep-warm 60, or let the server keep idle models longer")
     spread = case.get("spread_ratio")
     if spread is not None and spread > _SPREAD_RATIO:
         message = f"rounds lie {spread:.0%} of the mean apart ({case.get('spread_metric')}, standard deviation)"

@@ -20,6 +20,7 @@ from benchfleet_controller.checklist import (
     examine_limits,
     examine_model,
     examine_probes,
+    examine_providers,
     examine_runtimes,
 )
 from benchfleet_controller.commands import EXIT_HOST, known_names, say, store_of, targets
@@ -116,7 +117,7 @@ async def _try(agent: Agent, options: argparse.Namespace) -> list[Finding]:
     """What only trying shows: the models asked for, and the machine's limits."""
     name, endpoint = agent.target.name, options.endpoint or ""
     runtime = options.runtime or ("endpoint" if endpoint else "foundry")
-    found = []
+    found = await _providers(agent)
     for model in options.model:
         say(f"{name}: trying {model}")
         result = await probe_model(agent, runtime, endpoint, model, options.device or "")
@@ -127,6 +128,16 @@ async def _try(agent: Agent, options: argparse.Namespace) -> list[Finding]:
     elif agent.host.HasField("limits"):
         found.append(examine_limits(agent.host.limits))
     return found
+
+
+async def _providers(agent: Agent) -> list[Finding]:
+    """The execution providers of Foundry Local, which only its own answer tells."""
+    if not any(one.name == "foundry" and one.available for one in agent.host.runtimes):
+        return []
+    try:
+        return examine_providers((await agent.models("foundry")).execution_providers, agent.target.name)
+    except HostProblem as problem:
+        return [Finding("warning", "providers", f"not told: {problem.failure.message}")]
 
 
 async def _measure(agent: Agent, *, refresh: bool) -> Finding:

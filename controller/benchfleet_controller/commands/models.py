@@ -17,7 +17,7 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import host_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
-from benchfleet_controller.fleet import Agent, HostProblem, explain, refusals
+from benchfleet_controller.fleet import Agent, HostProblem, absent_providers, explain, refusals
 from benchfleet_controller.inventory import load_inventory
 from benchfleet_controller.live import printable
 from benchfleet_controller.plan import HostTarget
@@ -56,7 +56,10 @@ def models(options: argparse.Namespace) -> int:
     chosen = targets(options, store_of(options), options.host)
 
     async def ask(agent: Agent) -> list[dict[str, Any]]:
-        rows = [{"host": agent.target.name, **_row(model)} for model in await agent.models(options.runtime or "")]
+        found = await agent.models(options.runtime or "", options.endpoint or "")
+        if missing := absent_providers(found):
+            say(f"{agent.target.name}: {printable(missing)}")
+        rows = [{"host": agent.target.name, **_row(model)} for model in found.models]
         return [row for row in rows if options.device in (None, row["device"])]
 
     rows, problems = asyncio.run(_each(chosen, ask))
@@ -91,24 +94,26 @@ def pull(options: argparse.Namespace) -> int:
 
 
 def rm(options: argparse.Namespace) -> int:
-    """Remove a model's files from hosts."""
-    name = options.model
-    chosen = targets(options, store_of(options), options.host)
+    """Remove models' files from hosts."""
+    chosen, asked = _named(options, "rm")
+    names = ", ".join(one.model for one in asked)
     whose = ", ".join(target.name for target in chosen)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"removing {name} from {whose} needs a terminal to ask on; without one say --yes")
-        say(f"remove {printable(name)} from {printable(whose)}? [y/N]")
+            raise UsageError(f"removing {names} from {whose} needs a terminal to ask on; without one say --yes")
+        say(f"remove {printable(names)} from {printable(whose)}? [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             say("nothing is removed")
             return 0
-    asked = Asked(*_runtime(options), name, options.device or "")
 
     async def remove(agent: Agent) -> list[dict[str, Any]]:
-        with refusals(agent.target):
-            answer = await agent.stub.RemoveModel(pb.RemoveModelRequest(**asked.fields()), timeout=CALL_S)
-        freed = answer.freed_bytes if answer.HasField("freed_bytes") else None
-        return [{"host": agent.target.name, "variant": answer.model.variant, "freed_bytes": freed}]
+        rows = []
+        for one in asked:
+            with refusals(agent.target):
+                answer = await agent.stub.RemoveModel(pb.RemoveModelRequest(**one.fields()), timeout=CALL_S)
+            freed = answer.freed_bytes if answer.HasField("freed_bytes") else None
+            rows.append({"host": agent.target.name, "variant": answer.model.variant, "freed_bytes": freed})
+        return rows
 
     rows, problems = asyncio.run(_each(chosen, remove))
     sys.stdout.write(render_table(rows, ["host", "variant", "freed_bytes"], options.format))
@@ -116,19 +121,31 @@ def rm(options: argparse.Namespace) -> int:
 
 
 def unload(options: argparse.Namespace) -> int:
-    """Take a model out of hosts' memory."""
-    name = options.model
-    chosen = targets(options, store_of(options), options.host)
-    asked = Asked(*_runtime(options), name, options.device or "")
+    """Take models out of hosts' memory."""
+    chosen, asked = _named(options, "unload")
 
     async def forget(agent: Agent) -> list[dict[str, Any]]:
-        with refusals(agent.target):
-            answer = await agent.stub.UnloadModel(pb.UnloadModelRequest(**asked.fields()), timeout=CALL_S)
-        return [{"host": agent.target.name, "variant": answer.model.variant}]
+        rows = []
+        for one in asked:
+            with refusals(agent.target):
+                answer = await agent.stub.UnloadModel(pb.UnloadModelRequest(**one.fields()), timeout=CALL_S)
+            rows.append({"host": agent.target.name, "variant": answer.model.variant})
+        return rows
 
     rows, problems = asyncio.run(_each(chosen, forget))
     sys.stdout.write(render_table(rows, ["host", "variant"], options.format))
     return _tell(problems)
+
+
+def _named(options: argparse.Namespace, command: str) -> tuple[tuple[HostTarget, ...], list[Asked]]:
+    """The hosts, and the models: those of ``--model``, else the last word."""
+    words, names = list(options.words), list(options.model)
+    if not names:
+        names = [words.pop()]
+    if not words:
+        raise UsageError(f"name the model too: benchfleet {command} HOST… MODEL")
+    asked = [Asked(*_runtime(options), name, options.device or "") for name in names]
+    return targets(options, store_of(options), words), asked
 
 
 def split_words(words: Sequence[str], names: set[str], *, named: Sequence[str] = ()) -> tuple[list[str], list[str]]:

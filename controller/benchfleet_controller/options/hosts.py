@@ -7,6 +7,7 @@ import argparse
 from benchfleet_controller.options import HOST_HELP, add_format, add_inventory
 
 DEVICES = ("cpu", "gpu", "npu")
+ENDPOINT_HELP = "an OpenAI-compatible server, as the agent sees it"
 
 
 def hosts(hosts: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def models(models: argparse.ArgumentParser) -> None:
     """`benchfleet models`."""
     models.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
     models.add_argument("--runtime", metavar="R", help="only this runtime's (default: all)")
+    models.add_argument("--endpoint", metavar="URL", help=f"those of {ENDPOINT_HELP}")
     models.add_argument("--device", choices=DEVICES, help="only variants for this device")
     add_inventory(models)
     add_format(models)
@@ -63,8 +65,7 @@ def pull(pull: argparse.ArgumentParser) -> None:
 
 def rm(rm: argparse.ArgumentParser) -> None:
     """`benchfleet rm`."""
-    rm.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
-    rm.add_argument("model", metavar="MODEL", help="alias or variant id")
+    _add_hosts_and_model(rm)
     rm.add_argument("--yes", action="store_true", help="do not ask")
     _add_runtime(rm)
     add_inventory(rm)
@@ -73,8 +74,7 @@ def rm(rm: argparse.ArgumentParser) -> None:
 
 def unload(unload: argparse.ArgumentParser) -> None:
     """`benchfleet unload`."""
-    unload.add_argument("host", nargs="+", metavar="HOST", help=HOST_HELP)
-    unload.add_argument("model", metavar="MODEL", help="alias or variant id")
+    _add_hosts_and_model(unload)
     _add_runtime(unload)
     add_inventory(unload)
     add_format(unload)
@@ -88,7 +88,19 @@ def certs(certs: argparse.ArgumentParser) -> None:
     add_format(certs)
 
 
+def _add_hosts_and_model(command: argparse.ArgumentParser) -> None:
+    command.usage = "%(prog)s [options] HOST [HOST ...] MODEL\n       %(prog)s [options] HOST [HOST ...] --model M"
+    command.add_argument("words", nargs="+", metavar="HOST MODEL", help=f"{HOST_HELP}; the last word is the model")
+    command.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="M",
+        help="alias or variant id; repeat for more; all words are hosts then",
+    )
+
+
 def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=DEVICES, help="the model's variant for this device")
     command.add_argument("--runtime", metavar="R", help="whose model (default foundry)")
-    command.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as the agent sees it")
+    command.add_argument("--endpoint", metavar="URL", help=ENDPOINT_HELP)

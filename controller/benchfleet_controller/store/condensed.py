@@ -50,6 +50,10 @@ WITH counted AS (
       AS decode_basis,
     sum(prompt_tokens) FILTER (WHERE status = 'ok' AND prefill_tokens_per_s IS NOT NULL)
       / sum(ttft_s) FILTER (WHERE status = 'ok' AND prefill_tokens_per_s IS NOT NULL) AS prefill_tokens_per_s,
+    avg(server_prefill_s) FILTER (WHERE status = 'ok') AS server_prefill_avg_s,
+    sum(server_decode_tokens) FILTER (WHERE status = 'ok' AND server_decode_s > 0)
+      / sum(server_decode_s) FILTER (WHERE status = 'ok' AND server_decode_tokens IS NOT NULL)
+      AS server_decode_tokens_per_s,
     sum(output_tokens) FILTER (WHERE status = 'ok')::BIGINT AS output_tokens,
     sum(prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS prompt_tokens,
     sum(cached_prompt_tokens) FILTER (WHERE status = 'ok')::BIGINT AS cached_prompt_tokens,

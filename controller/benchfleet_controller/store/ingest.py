@@ -30,6 +30,8 @@ _RENAMED = {
     "visible_tokens": "visible_token_count",
     "reasoning_tokens": "reasoning_token_count",
     "hidden_tokens": "hidden_token_count",
+    "server_prefill_tokens": "server_prefill_token_count",
+    "server_decode_tokens": "server_decode_token_count",
 }
 _EMPTY_IS_NULL = frozenset(
     {"tokens_source", "accounting", "finish_reason", "stamp_source", "prompt_prefix", "answer_sha256"}
@@ -117,6 +119,7 @@ def _insert_rounds(
                 "kind": one.kind or ("warmup" if one.warmup else "counted"),
                 "start_ns": one.start_ns,
                 "state_before": _state(one),
+                "model_unloaded": optional(one, "model_unloaded"),
             }
             for job_id, one in started
         ],

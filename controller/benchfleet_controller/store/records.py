@@ -217,7 +217,8 @@ def _identity(host: host_pb2.Host) -> dict[str, Any]:
         "python_version": host.python_version,
         "on_battery": host.on_battery if host.HasField("on_battery") else None,
         "devices": as_json([message_fields(one) for one in host.devices]),
-        "runtimes": as_json([message_fields(one) for one in host.runtimes]),
+        # What merely runs there today is no part of the host.
+        "runtimes": as_json([message_fields(one, without=("found",)) for one in host.runtimes if not one.found]),
         "probes": as_json(
             [message_fields(one, without=("cost_us", "reading", "gaps", "verification")) for one in host.probes]
         ),

@@ -227,6 +227,10 @@ state_before JSON conditions of the host just before; NULL not told
 state_after JSON conditions of the host just after; NULL not told
 """,
         since=4,
+    )
+    + _columns(
+        "model_unloaded BOOLEAN the runtime had unloaded the model in the pause before; NULL no pause, or not told",
+        since=5,
     ),
 )
 
@@ -281,6 +285,15 @@ answer_sha256 VARCHAR SHA-256 of the answer (reasoning, a zero byte, text); NULL
 piece_length INTEGER[] characters of each token-bearing chunk, in the order of token_offset_ns; NULL not streamed
 """,
         since=2,
+    )
+    + _columns(
+        """
+server_prefill_s DOUBLE what the server itself says prefill took, in seconds; NULL it does not say
+server_decode_s DOUBLE what the server itself says decoding took, in seconds; NULL it does not say
+server_prefill_tokens INTEGER prompt tokens it computed in that prefill, not from its cache; NULL it does not say
+server_decode_tokens INTEGER tokens it computed in that decoding; NULL it does not say
+""",
+        since=5,
     ),
 )
 

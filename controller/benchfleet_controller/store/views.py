@@ -44,7 +44,8 @@ SELECT
                            lambda pair: (pair[1] - pair[2]) / 1e9) END AS itl_s,
   prompt_tokens, cached_prompt_tokens, output_tokens, visible_tokens, hidden_tokens, tokens_source, accounting,
   finish_reason, stamp_source, coalesced_chunks, len(token_offset_ns) AS chunks, text,
-  (start_ns - scheduled_ns) / 1e9 AS lateness_s, position
+  (start_ns - scheduled_ns) / 1e9 AS lateness_s, position,
+  server_prefill_s, server_decode_s, server_prefill_tokens, server_decode_tokens
 FROM requests
 """
 
@@ -80,6 +81,9 @@ SELECT r.case_id, count(*) AS rounds, sum(r.end_ns - r.start_ns) / 1e9 AS rounds
 FROM rounds r LEFT JOIN round_requests_told t USING (round_id)
 WHERE NOT r.warmup AND r.end_ns IS NOT NULL GROUP BY r.case_id
 """
+
+# Pauses in which the runtime unloaded the model; NULL where it was not asked or does not say.
+_UNLOADS_PART = "SELECT case_id, sum(model_unloaded::INTEGER)::BIGINT AS unloads FROM rounds GROUP BY case_id"
 
 # What the prompt's author expects decides; a judge only where nothing was expected.
 SCORED = """
@@ -132,7 +136,8 @@ SELECT
   greatest(0, s.ram_before_unload_bytes - s.ram_after_unload_bytes) AS ram_given_back_bytes,
   s.vram_basis, s.vram_given_back_bytes, s.busy_cores,
   c.path, c.keep_warm_period_s, c.conditions, c.device_libraries, c.evidence, c.forecast,
-  w.quality_ratio, coalesce(w.quality_n, 0) AS quality_n, w.quality_source
+  w.quality_ratio, coalesce(w.quality_n, 0) AS quality_n, w.quality_source,
+  q.server_prefill_avg_s, q.server_decode_tokens_per_s, u.unloads
 FROM cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
@@ -141,6 +146,7 @@ LEFT JOIN ({case_requests}) q ON q.case_id = c.case_id
 LEFT JOIN ({_CERTIFICATE_PART}) k ON k.case_id = c.case_id
 LEFT JOIN ({_ROUND_PART}) o ON o.case_id = c.case_id
 LEFT JOIN ({_QUALITY_PART}) w ON w.case_id = c.case_id
+LEFT JOIN ({_UNLOADS_PART}) u ON u.case_id = c.case_id
 LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
 """  # noqa: S608 - our own text
 

@@ -88,16 +88,20 @@ class ListModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNTIME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
     """The runtime's name, e.g. "foundry". Empty: all available runtimes."""
+    endpoint_url: _builtins.str
+    """Base URL for the runtime "endpoint"; empty: the host's own, or another runtime."""
     def __init__(
         self,
         *,
         runtime: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_url", b"endpoint_url", "runtime", b"runtime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -110,18 +114,26 @@ class ListModelsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    EXECUTION_PROVIDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_host_pb2.ModelVariant]:
         """One entry a variant."""
+
+    @_builtins.property
+    def execution_providers(self) -> _containers.RepeatedCompositeFieldContainer[_host_pb2.ExecutionProvider]:
+        """Execution providers the runtimes could use here beside the CPU's; variants for one that is not on the host may be
+        missing from the list.
+        """
 
     def __init__(
         self,
         *,
         models: _abc.Iterable[_host_pb2.ModelVariant] | None = ...,
+        execution_providers: _abc.Iterable[_host_pb2.ExecutionProvider] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_providers", b"execution_providers", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,7 +123,8 @@ class AgentServiceServicer:
 
     def ListModels(self, request, context):
         """The model variants a runtime of this host can serve.
-        NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+        NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say, or this host does not allow the address.
+        INVALID_ARGUMENT: the address makes no sense.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,8 @@ class AgentServiceStub:
     """Who this host is and what it can run. Cheap; safe to call while a job runs."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ListModelsRequest, _agent_service_pb2.ListModelsResponse]
     """The model variants a runtime of this host can serve.
-    NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+    NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say, or this host does not allow the address.
+    INVALID_ARGUMENT: the address makes no sense.
     """
     ResolveModel: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ResolveModelRequest, _agent_service_pb2.ResolveModelResponse]
     """Pins a model as a case would, without running anything.
@@ -99,7 +100,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Who this host is and what it can run. Cheap; safe to call while a job runs."""
     ListModels: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListModelsRequest, _agent_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The model variants a runtime of this host can serve.
-    NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+    NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say, or this host does not allow the address.
+    INVALID_ARGUMENT: the address makes no sense.
     """
     ResolveModel: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResolveModelRequest, _agent_service_pb2.ResolveModelResponse]  # type: ignore[assignment]
     """Pins a model as a case would, without running anything.
@@ -165,7 +167,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.ListModelsResponse, _abc.Awaitable[_agent_service_pb2.ListModelsResponse]]:
         """The model variants a runtime of this host can serve.
-        NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say (reason in the details).
+        NOT_FOUND: no such runtime. FAILED_PRECONDITION: the runtime cannot say, or this host does not allow the address.
+        INVALID_ARGUMENT: the address makes no sense.
         """
 
     @_abc_1.abstractmethod

@@ -484,6 +484,7 @@ class RoundStarted(_message.Message):
     START_NS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     HOST_STATE_FIELD_NUMBER: _builtins.int
+    MODEL_UNLOADED_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     round_id: _builtins.str
@@ -498,6 +499,8 @@ class RoundStarted(_message.Message):
     """"calibration" (the length of synthetic prompts), "warmup", "counted", "idle" (after a pause) or
     "keepwarm" (so that the runtime does not unload).
     """
+    model_unloaded: _builtins.bool
+    """Whether the runtime had unloaded the model in the pause before; absent: there was none, or the runtime does not say."""
     @_builtins.property
     def host_state(self) -> _host_pb2.HostState:
         """The conditions just before."""
@@ -512,12 +515,15 @@ class RoundStarted(_message.Message):
         start_ns: _builtins.int = ...,
         kind: _builtins.str = ...,
         host_state: _host_pb2.HostState | None = ...,
+        model_unloaded: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["host_state", b"host_state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_unloaded", b"_model_unloaded", "host_state", b"host_state", "model_unloaded", b"model_unloaded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "host_state", b"host_state", "kind", b"kind", "round_id", b"round_id", "round_index", b"round_index", "start_ns", b"start_ns", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_unloaded", b"_model_unloaded", "case_id", b"case_id", "host_state", b"host_state", "kind", b"kind", "model_unloaded", b"model_unloaded", "round_id", b"round_id", "round_index", b"round_index", "start_ns", b"start_ns", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_unloaded: _TypeAlias = _typing.Literal["model_unloaded"]  # noqa: Y015
+    _WhichOneofArgType__model_unloaded: _TypeAlias = _typing.Literal["_model_unloaded", b"_model_unloaded"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_unloaded) -> _WhichOneofReturnType__model_unloaded | None: ...
 
 Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
 
@@ -624,6 +630,10 @@ class RequestFinished(_message.Message):
     PROMPT_PREFIX_FIELD_NUMBER: _builtins.int
     ANSWER_SHA256_FIELD_NUMBER: _builtins.int
     PIECE_LENGTH_FIELD_NUMBER: _builtins.int
+    SERVER_PREFILL_S_FIELD_NUMBER: _builtins.int
+    SERVER_DECODE_S_FIELD_NUMBER: _builtins.int
+    SERVER_PREFILL_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SERVER_DECODE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     case_id: _builtins.str
     """The case."""
     round_id: _builtins.str
@@ -696,6 +706,14 @@ class RequestFinished(_message.Message):
     """Words put before the prompt, so that no prefix cache helps; empty: none."""
     answer_sha256: _builtins.str
     """SHA-256 of the answer (reasoning, a zero byte, text) in hex; empty: there was none."""
+    server_prefill_s: _builtins.float
+    """What the server itself says prefill took, in seconds; absent: it does not say."""
+    server_decode_s: _builtins.float
+    """What the server itself says decoding took, in seconds; absent: it does not say."""
+    server_prefill_token_count: _builtins.int
+    """Prompt tokens that it computed in that prefill, without those from its cache; absent: it does not say."""
+    server_decode_token_count: _builtins.int
+    """Tokens that it computed in that decoding; absent: it does not say."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Why it failed; absent when ok."""
@@ -750,10 +768,14 @@ class RequestFinished(_message.Message):
         prompt_prefix: _builtins.str = ...,
         answer_sha256: _builtins.str = ...,
         piece_length: _abc.Iterable[_builtins.int] | None = ...,
+        server_prefill_s: _builtins.float | None = ...,
+        server_decode_s: _builtins.float | None = ...,
+        server_prefill_token_count: _builtins.int | None = ...,
+        server_decode_token_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_scheduled_ns", b"_scheduled_ns", "_sent_ns", b"_sent_ns", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "cached_prompt_token_count", b"cached_prompt_token_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "failure", b"failure", "finish_ns", b"finish_ns", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "reasoning_token_count", b"reasoning_token_count", "role_ns", b"role_ns", "scheduled_ns", b"scheduled_ns", "sent_ns", b"sent_ns", "start_ns", b"start_ns", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_scheduled_ns", b"_scheduled_ns", "_sent_ns", b"_sent_ns", "_server_decode_s", b"_server_decode_s", "_server_decode_token_count", b"_server_decode_token_count", "_server_prefill_s", b"_server_prefill_s", "_server_prefill_token_count", b"_server_prefill_token_count", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "cached_prompt_token_count", b"cached_prompt_token_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "failure", b"failure", "finish_ns", b"finish_ns", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "reasoning_token_count", b"reasoning_token_count", "role_ns", b"role_ns", "scheduled_ns", b"scheduled_ns", "sent_ns", b"sent_ns", "server_decode_s", b"server_decode_s", "server_decode_token_count", b"server_decode_token_count", "server_prefill_s", b"server_prefill_s", "server_prefill_token_count", b"server_prefill_token_count", "start_ns", b"start_ns", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_scheduled_ns", b"_scheduled_ns", "_sent_ns", b"_sent_ns", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "accounting", b"accounting", "answer_sha256", b"answer_sha256", "cached_prompt_token_count", b"cached_prompt_token_count", "case_id", b"case_id", "coalesced_chunk_count", b"coalesced_chunk_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "end_ns", b"end_ns", "failure", b"failure", "finish_ns", b"finish_ns", "finish_reason", b"finish_reason", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "piece_length", b"piece_length", "position", b"position", "prompt_id", b"prompt_id", "prompt_prefix", b"prompt_prefix", "prompt_token_count", b"prompt_token_count", "reasoning_text", b"reasoning_text", "reasoning_token_count", b"reasoning_token_count", "request_id", b"request_id", "role_ns", b"role_ns", "round_id", b"round_id", "scheduled_ns", b"scheduled_ns", "sent_ns", b"sent_ns", "stamp_source", b"stamp_source", "start_ns", b"start_ns", "status", b"status", "text", b"text", "token_offset_ns", b"token_offset_ns", "tokens_source", b"tokens_source", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count", "_connect_duration_ns", b"_connect_duration_ns", "_done_ns", b"_done_ns", "_finish_ns", b"_finish_ns", "_first_byte_ns", b"_first_byte_ns", "_first_content_ns", b"_first_content_ns", "_first_reasoning_ns", b"_first_reasoning_ns", "_headers_ns", b"_headers_ns", "_hidden_token_count", b"_hidden_token_count", "_http_status", b"_http_status", "_last_content_ns", b"_last_content_ns", "_output_token_count", b"_output_token_count", "_prompt_token_count", b"_prompt_token_count", "_reasoning_token_count", b"_reasoning_token_count", "_role_ns", b"_role_ns", "_scheduled_ns", b"_scheduled_ns", "_sent_ns", b"_sent_ns", "_server_decode_s", b"_server_decode_s", "_server_decode_token_count", b"_server_decode_token_count", "_server_prefill_s", b"_server_prefill_s", "_server_prefill_token_count", b"_server_prefill_token_count", "_start_ns", b"_start_ns", "_usage_ns", b"_usage_ns", "_visible_token_count", b"_visible_token_count", "accounting", b"accounting", "answer_sha256", b"answer_sha256", "cached_prompt_token_count", b"cached_prompt_token_count", "case_id", b"case_id", "coalesced_chunk_count", b"coalesced_chunk_count", "connect_duration_ns", b"connect_duration_ns", "done_ns", b"done_ns", "end_ns", b"end_ns", "failure", b"failure", "finish_ns", b"finish_ns", "finish_reason", b"finish_reason", "first_byte_ns", b"first_byte_ns", "first_content_ns", b"first_content_ns", "first_reasoning_ns", b"first_reasoning_ns", "headers_ns", b"headers_ns", "hidden_token_count", b"hidden_token_count", "http_status", b"http_status", "last_content_ns", b"last_content_ns", "output_token_count", b"output_token_count", "piece_length", b"piece_length", "position", b"position", "prompt_id", b"prompt_id", "prompt_prefix", b"prompt_prefix", "prompt_token_count", b"prompt_token_count", "reasoning_text", b"reasoning_text", "reasoning_token_count", b"reasoning_token_count", "request_id", b"request_id", "role_ns", b"role_ns", "round_id", b"round_id", "scheduled_ns", b"scheduled_ns", "sent_ns", b"sent_ns", "server_decode_s", b"server_decode_s", "server_decode_token_count", b"server_decode_token_count", "server_prefill_s", b"server_prefill_s", "server_prefill_token_count", b"server_prefill_token_count", "stamp_source", b"stamp_source", "start_ns", b"start_ns", "status", b"status", "text", b"text", "token_offset_ns", b"token_offset_ns", "tokens_source", b"tokens_source", "usage_ns", b"usage_ns", "visible_token_count", b"visible_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached_prompt_token_count: _TypeAlias = _typing.Literal["cached_prompt_token_count"]  # noqa: Y015
     _WhichOneofArgType__cached_prompt_token_count: _TypeAlias = _typing.Literal["_cached_prompt_token_count", b"_cached_prompt_token_count"]  # noqa: Y015
@@ -789,6 +811,14 @@ class RequestFinished(_message.Message):
     _WhichOneofArgType__scheduled_ns: _TypeAlias = _typing.Literal["_scheduled_ns", b"_scheduled_ns"]  # noqa: Y015
     _WhichOneofReturnType__sent_ns: _TypeAlias = _typing.Literal["sent_ns"]  # noqa: Y015
     _WhichOneofArgType__sent_ns: _TypeAlias = _typing.Literal["_sent_ns", b"_sent_ns"]  # noqa: Y015
+    _WhichOneofReturnType__server_decode_s: _TypeAlias = _typing.Literal["server_decode_s"]  # noqa: Y015
+    _WhichOneofArgType__server_decode_s: _TypeAlias = _typing.Literal["_server_decode_s", b"_server_decode_s"]  # noqa: Y015
+    _WhichOneofReturnType__server_decode_token_count: _TypeAlias = _typing.Literal["server_decode_token_count"]  # noqa: Y015
+    _WhichOneofArgType__server_decode_token_count: _TypeAlias = _typing.Literal["_server_decode_token_count", b"_server_decode_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__server_prefill_s: _TypeAlias = _typing.Literal["server_prefill_s"]  # noqa: Y015
+    _WhichOneofArgType__server_prefill_s: _TypeAlias = _typing.Literal["_server_prefill_s", b"_server_prefill_s"]  # noqa: Y015
+    _WhichOneofReturnType__server_prefill_token_count: _TypeAlias = _typing.Literal["server_prefill_token_count"]  # noqa: Y015
+    _WhichOneofArgType__server_prefill_token_count: _TypeAlias = _typing.Literal["_server_prefill_token_count", b"_server_prefill_token_count"]  # noqa: Y015
     _WhichOneofReturnType__start_ns: _TypeAlias = _typing.Literal["start_ns"]  # noqa: Y015
     _WhichOneofArgType__start_ns: _TypeAlias = _typing.Literal["_start_ns", b"_start_ns"]  # noqa: Y015
     _WhichOneofReturnType__usage_ns: _TypeAlias = _typing.Literal["usage_ns"]  # noqa: Y015
@@ -829,6 +859,14 @@ class RequestFinished(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduled_ns) -> _WhichOneofReturnType__scheduled_ns | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sent_ns) -> _WhichOneofReturnType__sent_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_decode_s) -> _WhichOneofReturnType__server_decode_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_decode_token_count) -> _WhichOneofReturnType__server_decode_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_prefill_s) -> _WhichOneofReturnType__server_prefill_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_prefill_token_count) -> _WhichOneofReturnType__server_prefill_token_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__start_ns) -> _WhichOneofReturnType__start_ns | None: ...
     @_typing.overload

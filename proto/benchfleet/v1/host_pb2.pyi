@@ -390,6 +390,7 @@ class RuntimeInfo(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     DIALECT_FIELD_NUMBER: _builtins.int
     ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"foundry", "endpoint", …"""
     available: _builtins.bool
@@ -402,13 +403,17 @@ class RuntimeInfo(_message.Message):
     """The protocol an endpoint speaks, e.g. "ollama"; empty: the runtime is no endpoint, or it was not asked."""
     endpoint_url: _builtins.str
     """Where it serves, when it serves by itself."""
+    found: _builtins.bool
+    """It was found running on the host; nobody set it up for this agent."""
     @_builtins.property
     def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Versions of its parts, e.g. onnxruntime."""
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What it can be asked to do: "list", "pull", "load", "unload", "remove", "serve", "direct", "timings"."""
+        """What it can be asked to do and what it tells: "list", "pull", "load", "unload", "remove", "serve", "direct",
+        "timings" and more (docs/user-guide.md).
+        """
 
     def __init__(
         self,
@@ -421,14 +426,49 @@ class RuntimeInfo(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         dialect: _builtins.str = ...,
         endpoint_url: _builtins.str = ...,
+        found: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "capabilities", b"capabilities", "components", b"components", "dialect", b"dialect", "endpoint_url", b"endpoint_url", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "capabilities", b"capabilities", "components", b"components", "dialect", b"dialect", "endpoint_url", b"endpoint_url", "found", b"found", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RuntimeInfo: _TypeAlias = RuntimeInfo  # noqa: Y015
+
+@_typing.final
+class ExecutionProvider(_message.Message):
+    """An execution provider that a runtime could use on this host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DOWNLOADED_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """The runtime."""
+    name: _builtins.str
+    """Its name, e.g. "CUDAExecutionProvider"."""
+    downloaded: _builtins.bool
+    """Whether it was downloaded to the host."""
+    registered: _builtins.bool
+    """Whether the runtime can use it now."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        name: _builtins.str = ...,
+        downloaded: _builtins.bool = ...,
+        registered: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["downloaded", b"downloaded", "name", b"name", "registered", b"registered", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecutionProvider: _TypeAlias = ExecutionProvider  # noqa: Y015
 
 @_typing.final
 class ProbeInfo(_message.Message):

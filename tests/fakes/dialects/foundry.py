@@ -1,4 +1,5 @@
-"""Fake Foundry Local services: the legacy one from its documents, SDK 1.x's from its client, never the real ones.
+"""Fake Foundry Local services: the legacy one from its documents and taken for it by SDK 0.5.1's client, SDK 1.x's from
+its client, never the real ones.
 
 SDK 2.x's is recorded from 2.2.1; tests with the real one stand beside those with the fake.
 """
@@ -46,10 +47,10 @@ class FakeFoundryService(FakeServer):
             if name not in self.names:
                 return Reply({"error": f"No OpenAIService provider found for modelName {name}"}, 400)
             self.loaded.append(name)
-            return Reply(b"Model loaded", kind="text/plain")
+            return Reply(b"", kind="text/plain")
         if path.startswith("/openai/unload/"):
             self.loaded.remove(name)
-            return Reply(b"Model unloaded", kind="text/plain")
+            return Reply(b"", kind="text/plain")
         return super().native(method, path, body)
 
 
@@ -118,4 +119,5 @@ def _entry(name: str, device: str, provider: str) -> dict[str, Any]:
         "modelType": "ONNX", "promptTemplate": {"prompt": "<|user|>"}, "publisher": "Microsoft", "alias": "phi-4-mini",
         "task": "chat-completion", "runtime": {"deviceType": device, "executionProvider": provider}, "fileSizeMb": 3686,
         "supportsToolCalling": True, "license": "MIT", "maxOutputTokens": 2048,
+        "modelSettings": {"parameters": []}, "licenseDescription": "MIT", "parentModelUri": f"azureml://{device}",
     }  # fmt: skip

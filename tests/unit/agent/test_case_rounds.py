@@ -210,3 +210,7 @@ def test_a_model_unloaded_in_a_pause_is_told_where_the_runtime_says_so(loaded: b
     machine.carry_out(order(idle_pause_s=30.0))
 
     assert sum("unloaded the model" in message for message in machine.said) == told
+    *before, idle = machine.of_kind("round_started")
+    assert not any(one.HasField("model_unloaded") for one in before)
+    assert idle.HasField("model_unloaded") == (loaded is not None)
+    assert idle.model_unloaded == (loaded is False)

@@ -192,3 +192,14 @@ def test_the_runtimes_of_an_agent_keep_to_its_policy() -> None:
 def test_settings_that_make_no_sense_keep_the_agent_from_starting(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"\[runtime.endpoint\]"):
         Runtimes(AgentConfig(**changes))
+
+
+def test_the_agents_own_endpoint_may_be_named_wherever_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOUNDRY_LOCAL_ENDPOINT", "http://gpu-box:5273")
+    assert Runtimes(AgentConfig()).find("endpoint", "http://gpu-box:5273/v1").name == "endpoint"
+    for url in ("http://gpu-box:5274/v1", METADATA):
+        with pytest.raises(WorkFailed) as caught:
+            Runtimes(AgentConfig()).find("endpoint", url)
+        assert caught.value.failure.reason is Reason.ENDPOINT_NOT_ALLOWED
+    monkeypatch.setenv("FOUNDRY_LOCAL_ENDPOINT", "http://<windows-host>:5273/v1")
+    assert Runtimes(AgentConfig()).find("endpoint", "http://127.0.0.1:1").name == "endpoint"  # it starts all the same

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.message
 import io
 import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from benchfleet_agent.runtimes.endpoint import (
     normalise_url,
 )
 from benchfleet_agent.runtimes.port_owner import PortOwner
-from fakes.dialects import FakeServer, MemoryOpener, Reply
+from fakes.dialects import FakeServer, MemoryOpener, Reply, serving
 from fakes.dialects.foundry import FakeFoundryService
 from fakes.dialects.ollama import FakeOllama
 
@@ -66,8 +67,14 @@ def listing(*ids: str) -> bytes:
 
 def runtime_with(answer: Answer, url: str = "http://127.0.0.1:8080", **settings: Any) -> EndpointRuntime:
     runtime = EndpointRuntime(EndpointSettings(url, **settings), find_service=no_service, find_owner=hidden_owner)
-    runtime._client._opener = PlainOpener(answer)  # type: ignore[assignment]
+    put_opener(runtime, PlainOpener(answer))
     return runtime
+
+
+def put_opener(runtime: EndpointRuntime, opener: MemoryOpener) -> MemoryOpener:
+    assert runtime._client is not None
+    runtime._client._opener = opener  # type: ignore[assignment]
+    return opener
 
 
 def no_service() -> str | None:
@@ -79,6 +86,7 @@ def hidden_owner(port: int) -> PortOwner:
 
 
 def opener_of(runtime: EndpointRuntime) -> PlainOpener:
+    assert runtime._client is not None
     opener: Any = runtime._client._opener
     assert isinstance(opener, PlainOpener)
     return opener
@@ -157,7 +165,7 @@ def test_no_key_sends_no_authorization() -> None:
 
 def test_loopback_uses_no_proxy_and_nobody_follows_redirects() -> None:
     here = EndpointRuntime(EndpointSettings("http://127.0.0.1:1"))
-    proxies = [h for h in here._client._opener.handlers if isinstance(h, urllib.request.ProxyHandler)]  # type: ignore[attr-defined]
+    proxies = [h for h in here._client._opener.handlers if isinstance(h, urllib.request.ProxyHandler)]  # type: ignore[union-attr]
     assert not any(getattr(handler, "proxies", {}) for handler in proxies)
 
 
@@ -300,7 +308,7 @@ def test_the_servers_processes_are_charged_and_asked_for_again_only_after_a_whil
         return PortOwner((4711,))
 
     runtime = EndpointRuntime(EndpointSettings("http://localhost:9"), find_service=no_service, find_owner=owner)
-    runtime._client._opener = PlainOpener(listing("m"))  # type: ignore[assignment]
+    put_opener(runtime, PlainOpener(listing("m")))
     session = runtime.open(runtime.resolve("m", None), Placement())
     assert session.process_ids() == (4711,), "what is there before the case is known before it"
     session.prepare(lambda message, fraction: None)
@@ -314,7 +322,7 @@ def test_a_tunnel_on_loopback_leads_to_another_machine() -> None:
         return PortOwner(reason="a tunnel", forwarder="ssh")
 
     runtime = EndpointRuntime(EndpointSettings("http://localhost:9"), find_service=no_service, find_owner=owner)
-    runtime._client._opener = PlainOpener(listing("m"))  # type: ignore[assignment]
+    put_opener(runtime, PlainOpener(listing("m")))
     session = runtime.open(runtime.resolve("m", None), Placement())
     session.prepare(lambda message, fraction: None)
     assert session.load(1.0).endpoint.remote
@@ -323,7 +331,7 @@ def test_a_tunnel_on_loopback_leads_to_another_machine() -> None:
 def test_what_a_server_is_is_asked_once_a_minute() -> None:
     now = [0.0]
     runtime = EndpointRuntime(EndpointSettings("http://127.0.0.1:1"), clock=lambda: now[0], find_service=no_service)
-    runtime._client._opener = opener = PlainOpener(listing("m"))  # type: ignore[assignment]
+    opener = put_opener(runtime, PlainOpener(listing("m")))
     first = runtime.dialect()
     asked = len(opener.seen)
     assert runtime.dialect() is first
@@ -343,12 +351,56 @@ def test_foundry_local_is_found_again_at_its_new_port(monkeypatch: pytest.Monkey
         find_service=lambda: "http://127.0.0.1:58338/",
         find_owner=hidden_owner,
     )
-    runtime._client._opener = PlainOpener(urllib.error.URLError(ConnectionRefusedError(111, "")))  # type: ignore[assignment]
+    put_opener(runtime, PlainOpener(urllib.error.URLError(ConnectionRefusedError(111, ""))))
     monkeypatch.setattr(urllib.request, "build_opener", build)
     model = runtime.resolve("phi-4-mini", "cpu")
     session = runtime.open(model, Placement())
     session.prepare(lambda message, fraction: None)
     assert session.load(5.0).endpoint.base_url == "http://127.0.0.1:58338/v1"
+
+
+@contextlib.contextmanager
+def moving(server: FakeServer) -> Iterator[tuple[EndpointRuntime, Callable[[], None]]]:
+    """A runtime for a server on a real port, and a way to move the server to another port."""
+    with contextlib.ExitStack() as stack:
+        now = stack.enter_context(contextlib.ExitStack())
+        places = [now.enter_context(serving(server))]
+        runtime = EndpointRuntime(
+            EndpointSettings(places[0]), find_service=lambda: places[-1], find_owner=hidden_owner, clock=lambda: 0.0
+        )
+
+        def move() -> None:
+            now.close()
+            places.append(stack.enter_context(serving(server)))
+
+        yield runtime, move
+
+
+@pytest.mark.parametrize("what", ["models", "resolve", "pull", "unload", "describe", "load"])
+def test_a_service_that_moved_within_the_minute_is_asked_at_its_new_port(what: str) -> None:
+    server = FakeFoundryService()
+    with moving(server) as (runtime, move):
+        model = runtime.resolve("phi-4-mini", "cpu")
+        session = runtime.open(model, Placement())
+        session.prepare(lambda message, fraction: None)
+        server.loaded = [model.variant] if what == "unload" else []
+        move()
+        if what == "models":
+            assert len(runtime.models()) == 2
+        elif what == "resolve":
+            assert runtime.resolve("phi-4-mini", "cpu") == model
+        elif what == "pull":
+            assert runtime.pull(model, lambda *_: None, lambda: False, 5.0).cached
+        elif what == "unload":
+            runtime.unload(model)
+            assert server.loaded == []
+        elif what == "describe":
+            assert runtime.describe().available
+        else:
+            loaded = session.load(5.0)
+            assert loaded.load_ns is not None
+            assert loaded.endpoint.base_url == runtime.describe().endpoint_url
+            assert server.loaded == [model.variant]
 
 
 def test_a_server_that_only_takes_its_time_has_not_moved() -> None:
@@ -359,7 +411,7 @@ def test_a_server_that_only_takes_its_time_has_not_moved() -> None:
         return "http://127.0.0.1:1"
 
     runtime = EndpointRuntime(EndpointSettings("http://localhost:5273"), find_service=find)
-    runtime._client._opener = PlainOpener(TimeoutError("slow"))  # type: ignore[assignment]
+    put_opener(runtime, PlainOpener(TimeoutError("slow")))
     with pytest.raises(WorkFailed):
         runtime.models()
     assert asked == []
@@ -380,7 +432,7 @@ def test_a_model_not_listed_yet_can_be_asked_of_a_library_only() -> None:
         runtime.pullable("new", None)
     assert caught.value.failure.reason is Reason.UNSUPPORTED
     library = runtime_with(listing())
-    library._client._opener = MemoryOpener(FakeOllama("old:1"))  # type: ignore[assignment]
+    put_opener(library, MemoryOpener(FakeOllama("old:1")))
     assert library.pullable("new:1", None) == Model("new:1", "new:1", cached=False, loaded=False)
     assert library.pullable("old:1", None).cached
 
@@ -392,7 +444,7 @@ def test_a_model_of_another_registry_is_pulled_only_where_agent_toml_lists_it() 
         runtime = EndpointRuntime(
             EndpointSettings("http://127.0.0.1:8080"), find_service=no_service, check_source=check
         )
-        runtime._client._opener = MemoryOpener(FakeOllama())  # type: ignore[assignment]
+        put_opener(runtime, MemoryOpener(FakeOllama()))
         return runtime.pullable(name, None)
 
     assert pullable("hf.co/user/m", policy.check).variant == "hf.co/user/m"

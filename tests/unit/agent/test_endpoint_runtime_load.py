@@ -29,6 +29,7 @@ class SlowDialect(Dialect):
 
 def slow_session() -> tuple[EndpointSession, SlowDialect]:
     runtime = EndpointRuntime(EndpointSettings("http://127.0.0.1:9"))
+    assert runtime._client is not None
     runtime._dialect = dialect = SlowDialect(runtime._client)
     runtime._detected = runtime._clock()
     return runtime.open(Model("m", "m"), Placement()), dialect

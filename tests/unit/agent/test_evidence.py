@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from benchfleet_agent.evidence import (
     read_oom_kills,
 )
 from benchfleet_agent.jobs import Outcome
+from benchfleet_agent.kernel_log import OomKill
 from benchfleet_agent.sample_batch import Label, SampleBatch
 
 MIB = 1 << 20
@@ -30,9 +32,18 @@ NONE_STRUCK = OomKills(2, 5)
 
 def told(
     outcome: Outcome = CRASHED, gone: ChildGone | None = KILLED, before: OomKills = NONE_STRUCK,
-    now: OomKills = NONE_STRUCK, memory: LastMemory | None = None,
+    now: OomKills = NONE_STRUCK, memory: LastMemory | None = None, killed: Sequence[OomKill] = (),
 ) -> tuple[Outcome, tuple[str, ...]]:  # fmt: skip
-    return explain(outcome, gone, before, now, memory, 10_000_000_000)
+    return explain(outcome, gone, before, now, memory, 10_000_000_000, killed, (4711,))
+
+
+@pytest.mark.parametrize(("pid", "reason"), [(4711, Reason.OUT_OF_MEMORY), (99, Reason.RUNTIME_CRASHED)])
+def test_the_kernels_log_proves_which_process_it_was(pid: int, reason: Reason) -> None:
+    said = f"Out of memory: Killed process {pid} (ollama) total-vm:9000kB"
+    outcome, lines = told(gone=None, killed=[OomKill(pid, "ollama", said)])
+    assert outcome.failure is not None
+    assert outcome.failure.reason is reason
+    assert lines == (f"the kernel's log: {said}",)
 
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="names of signals")

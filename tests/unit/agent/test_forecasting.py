@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchfleet.failures import Reason, WorkFailed
+from benchfleet.failures import Failure, Reason
 from benchfleet_agent import case_run, fit, forecasting
 from benchfleet_agent.jobs import CaseOrder, JobOrder, Outcome, PromptOrder, SyntheticOrder
 from benchfleet_agent.probes import DeviceInfo, Reading, Unavailable
@@ -54,6 +54,26 @@ def test_a_configuration_that_claims_the_moon_stays_a_number_of_the_wire(tmp_pat
     assert found.required_bytes < 1 << 63
 
 
+def test_a_model_in_memory_and_a_server_elsewhere_are_not_forecast() -> None:
+    loaded = forecasting.forecast_case(order(runtime="endpoint"), dataclasses.replace(BIG, loaded=True), None)
+    assert (loaded.fits, loaded.required_bytes) == (None, None)
+    assert "already" in loaded.basis
+    remote = forecasting.forecast_case(order(runtime="endpoint"), BIG, None, remote=True)
+    assert (remote.fits, remote.available_bytes) == (None, None)
+    assert "another machine" in remote.basis
+
+
+@pytest.mark.parametrize(("size", "device", "fits"), [
+    (3_000_000_000, "cpu", True), (4_500_000_000, "cpu", None), (6_000_000_000, "cpu", False),
+    (6_000_000_000, None, None),
+])  # fmt: skip
+def test_the_overhead_of_foundry_local_is_no_other_runtimes(size: int, device: str | None, fits: bool | None) -> None:
+    model = dataclasses.replace(BIG, size_bytes=size, device=device)
+    found = forecasting.forecast_case(order(runtime="endpoint"), model, None)
+    assert (found.required_bytes, found.fits) == (size, fits)
+    assert "SmolLM2" not in found.basis
+
+
 def test_the_longest_prompt_counts() -> None:
     prompts = tuple(PromptOrder(text[:1], ({"role": "user", "content": text},), None) for text in ("a" * 8, "b" * 400))
     assert forecasting.longest_prompt(order(prompts=prompts)) == 101
@@ -67,11 +87,11 @@ def test_a_case_that_is_left_out_names_what_would_fit() -> None:
     assert "smaller ones here: phi-small-cpu:1" in failure.message
 
 
-def test_only_a_load_that_ran_out_of_memory_is_told_of_smaller_models() -> None:
+def test_only_a_case_that_ran_out_of_memory_is_told_of_smaller_models() -> None:
     runtime: Any = SimpleNamespace(models=lambda: [BIG, SMALL])
-    oom = forecasting.with_smaller(WorkFailed(Reason.OUT_OF_MEMORY, "bad_alloc"), BIG, runtime)
-    assert oom.failure.message == "bad_alloc; smaller ones here: phi-small-cpu:1"
-    other = WorkFailed(Reason.LOAD_FAILED, "x")
+    oom = forecasting.with_smaller(Failure(Reason.OUT_OF_MEMORY, "bad_alloc"), BIG, runtime)
+    assert oom.message == "bad_alloc; smaller ones here: phi-small-cpu:1"
+    other = Failure(Reason.LOAD_FAILED, "x")
     assert forecasting.with_smaller(other, BIG, runtime) is other
 
 

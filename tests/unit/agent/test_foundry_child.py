@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -243,6 +245,25 @@ def test_a_missing_sdk_is_runtime_unavailable(monkeypatch: pytest.MonkeyPatch) -
 def test_every_native_failure_has_a_reason(command: str, code: int, text: str, reason: str) -> None:
     assert foundry_errors.reason_for(command, code, text) == reason
     Reason(reason)
+
+
+def test_an_offline_child_asks_only_itself_and_downloads_nothing(
+    service: foundry_child.Service, catalog: FakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    sdk: Any = sys.modules["foundry_local_sdk"]
+    monkeypatch.setattr(sdk.FoundryLocalManager, "initialize", seen.append)
+    start = {"do": "start", "app_name": "b", "data_dir": "d", "model_cache_dir": "m", "logs_dir": "l"}
+    assert tell(service, **start, catalog_urls=["https://far/models"], offline=True)["event"] == "started"
+    ((url, _),) = seen[0].catalog_urls
+    with pytest.raises(urllib.error.HTTPError) as answered:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, b"{}", timeout=5)
+    assert answered.value.code == 404
+    answered.value.close()
+    catalog.models[TINY] = FakeModel("m", {})
+    catalog.models[TINY].is_cached = False  # type: ignore[attr-defined]
+    answer = tell(service, do="download", variant=TINY)
+    assert (answer["event"], answer["reason"]) == ("failed", "not_cached")
 
 
 def test_unload_waits_for_a_requests_session_to_end(

@@ -2,133 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from benchfleet.failures import Reason, WorkFailed
-from benchfleet_agent import reference_model
 from benchfleet_agent.child import ChildGone, ChildTimeout, Message
 from benchfleet_agent.runtimes import (
     Model,
     Placement,
-    foundry,
+    foundry_catalog,
     foundry_child,
     foundry_link,
-    foundry_session,
 )
 from benchfleet_agent.runtimes.foundry import FoundryRuntime
 from benchfleet_agent.runtimes.foundry_link import FoundrySettings as Settings
 from benchfleet_agent.runtimes.foundry_session import FoundrySession as Session
+from fakes.scripted_foundry import LISTING, REFERENCE, TINY, Made, ScriptedChild, made, settings, with_script
 
-REFERENCE, TINY = "smollm2-135m-instruct-generic-cpu:1", "tiny-random-generic-cpu:1"
-CATALOG = [
-    ("phi-4-mini-generic-cpu:2", "cpu", "CPUExecutionProvider"),
-    ("phi-4-mini-generic-cpu:10", "cpu", "CPUExecutionProvider"),
-    ("phi-4-mini-generic-gpu:2", "gpu", "WebGpuExecutionProvider"),
-    ("phi-4-mini-cuda-gpu:2", "gpu", "CUDAExecutionProvider"),
-]
-ENTRY = {"alias": "phi-4-mini", "license": "MIT", "context_length": 9, "capabilities": ["chat"]}
-LISTING = [{**ENTRY, "variant": v, "device": d, "execution_provider": ep} for v, d, ep in CATALOG]
-Script = Mapping[str, list[Message] | Exception]
-GOOD: Script = {
-    "start": [{"event": "started", "pid": 7, "versions": {}, "cpus": []}],
-    "register": [{"event": "registered", "variant": TINY, "replaced": False}],
-    "register_eps": [{"event": "eps_registered", "names": []}],
-    "load": [{"event": "loaded", "load_ns": 5_000_000, "device": None, "execution_provider": "CPUExecutionProvider"}],
-    "serve": [{"event": "serving", "url": "http://127.0.0.1:4711"}],
-    "unload": [{"event": "unloaded", "duration_ns": 7}],
-    "models": [{"event": "models", "models": LISTING}],
-    "download": [{"event": "progress", "message": "x", "fraction": 0.5}, {"event": "downloaded", "already": False}],
-}
-
-
-class ScriptedChild:
-    """Stands in for `benchfleet_agent.child.Child`: answers each command from a script."""
-
-    script: Script = GOOD
-    made: list[ScriptedChild] = []  # noqa: RUF012 (emptied by the fixture)
-
-    def __init__(self, name: str, command: list[str], *, log_path: Path) -> None:
-        self.name, self.command, self.log_path = name, command, log_path
-        self.pid, self.running, self.returncode = 4000 + len(self.made), True, None
-        self.sent: list[Message] = []
-        self.pending: list[Message | Exception] = []
-        self.kills = self.stops = 0
-        self.made.append(self)
-        if "build" in command:
-            self._queue("build")
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        self.sent.append(dict(message))
-        self._queue(message["do"])
-
-    def _queue(self, name: str) -> None:
-        answer = self.script[name]
-        self.pending.extend([answer] if isinstance(answer, Exception) else answer)
-
-    def receive(self, timeout_s: float | None) -> Message:
-        assert timeout_s is not None
-        assert timeout_s >= 0
-        if not self.pending and not self.running:
-            raise ChildGone(self.name, self.returncode, "last words\n")
-        answer = self.pending.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def stop(self, timeout_s: float) -> bool:
-        assert timeout_s >= 0
-        self.stops += 1
-        self.running = False
-        return True
-
-    def kill(self) -> None:
-        self.kills += 1
-        self.running = False
-
-
-Made = list[ScriptedChild]
-
-
-@pytest.fixture(autouse=True)
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
-    ScriptedChild.made.clear()
-    ScriptedChild.script = GOOD
-    monkeypatch.setattr(foundry_link, "Child", ScriptedChild)
-    monkeypatch.setattr(foundry_child, "versions", lambda: {"sdk": "2.2.1", "onnxruntime": "1.31.0"})
-    entries = {
-        alias: reference_model.ReferenceModel(alias, variant, "mit", 2048, alias, size_bytes=77)
-        for alias, variant in (("smollm2-135m", REFERENCE), ("tiny-random", TINY))
-    }
-    fake = SimpleNamespace(
-        MODELS=entries,
-        TINY_ALIAS="tiny-random",
-        directory=lambda cache, variant: Path(cache) / variant.replace(":", "-"),
-        is_built=lambda cache, variant: (Path(cache) / variant.replace(":", "-")).is_dir(),
-    )
-    monkeypatch.setattr(foundry, "reference_model", fake)
-    monkeypatch.setattr(foundry_session, "reference_model", fake)
-    yield ScriptedChild.made
-    ScriptedChild.made.clear()
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", reference_cache_dir=tmp_path / "models", log_dir=tmp_path / "logs")
+__all__ = ["made", "settings"]  # fixtures
 
 
 @pytest.fixture
 def session(settings: Settings) -> Session:
     runtime = FoundryRuntime(settings)
     return runtime.open(runtime.resolve("tiny-random", None), Placement(cpus=(1,)))
-
-
-def with_script(**changes: list[Message] | Exception) -> None:
-    ScriptedChild.script = {**GOOD, **changes}
 
 
 def failing(work: Callable[[], object]) -> WorkFailed:
@@ -181,7 +80,7 @@ def test_the_catalog_is_kept_for_minutes_then_asked_again(settings: Settings, ma
     now = [1000.0]
     runtime = FoundryRuntime(settings, clock=lambda: now[0])
     runtime.models()
-    now[0] += foundry.CATALOG_FRESH_S - 1
+    now[0] += foundry_catalog.FRESH_S - 1
     runtime.models()
     assert len(made) == 1
     now[0] += 1
@@ -189,11 +88,14 @@ def test_the_catalog_is_kept_for_minutes_then_asked_again(settings: Settings, ma
     assert len(made) == 2
 
 
-def test_offline_never_asks_the_catalog(tmp_path: Path, made: Made) -> None:
+def test_offline_only_what_is_here_is_there(tmp_path: Path, made: Made) -> None:
+    here = [{**entry, "cached": entry["device"] == "cpu"} for entry in LISTING]
+    with_script(models=[{"event": "models", "models": here}])
     runtime = FoundryRuntime(Settings(tmp_path, tmp_path, tmp_path, offline=True))
-    assert len(runtime.models()) == 2
-    assert "offline" in failing(lambda: runtime.resolve("phi-4-mini", None)).failure.message
-    assert made == []
+    assert len(runtime.models()) == 4
+    assert runtime.resolve("phi-4-mini", None).variant == "phi-4-mini-generic-cpu:10"
+    assert "offline" in failing(lambda: runtime.resolve("phi-5", None)).failure.message
+    assert [child.sent[0]["offline"] for child in made] == [True]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +182,7 @@ def test_a_catalog_model_registers_its_provider_and_is_served_at_v1(settings: Se
     assert session.load(10.0).endpoint.base_url == "http://127.0.0.1:4711/v1"
     asked = [[message["do"] for message in child.sent] for child in made]
     assert asked == [
-        ["start", "models"],
+        ["start", "describe", "models"],
         ["start", "register_eps", "download"],
         ["start", "register_eps", "load", "serve"],
     ]

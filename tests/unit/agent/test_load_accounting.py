@@ -13,6 +13,7 @@ import pytest
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.load.accounting import Answer, Counts, End, account, estimate_tokens, verdict
 from benchfleet_agent.load.record import Accounting, TokensSource
+from benchfleet_agent.load.server_timings import ServerTimings, read_timings
 
 MS = 1_000_000
 
@@ -36,6 +37,51 @@ def finish(reason: str = "length") -> dict[str, Any]:
 def usage(output: int, reasoning: int | None = None) -> dict[str, Any]:
     details = {} if reasoning is None else {"completion_tokens_details": {"reasoning_tokens": reasoning}}
     return chunk(usage={"prompt_tokens": 7, "completion_tokens": output, **details})
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("token generation failed: bad allocation: std::bad_alloc", Reason.OUT_OF_MEMORY),
+        ("failed to allocate 900 bytes", Reason.OUT_OF_MEMORY),
+        ("exceeds the model's maximum context length", Reason.CONTEXT_OVERFLOW),
+        ("boom", Reason.STREAM_ERROR),
+    ],
+)
+def test_an_error_inside_a_stream_has_the_reason_it_names(said: str, reason: Reason) -> None:
+    for take in (lambda body: Answer().chunk(body, 1, 1), lambda body: Answer().whole(body)):
+        with pytest.raises(WorkFailed) as caught:
+            take({"error": {"message": said, "type": "server_error"}})
+        assert caught.value.failure.reason is reason
+        assert said in caught.value.failure.message
+
+
+TIMINGS = {"prompt_n": 32, "prompt_ms": 201.348, "predicted_n": 4, "predicted_ms": 58.648, "cache_n": 0}
+
+
+def test_the_servers_own_timings_are_kept() -> None:
+    last = {**usage(4), "timings": TIMINGS}
+    expected = ServerTimings(201.348 / 1e3, 58.648 / 1e3, 32, 4)
+    assert played(content(), content(), finish(), last).server_timings == expected
+    whole = Answer()
+    whole.whole({"choices": [{"message": {"content": "x"}}], "timings": TIMINGS})
+    assert whole.server_timings == expected
+    assert played(content(), finish(), usage(1)).server_timings == ServerTimings()
+
+
+@pytest.mark.parametrize(
+    ("timings", "expected"),
+    [
+        (None, None),
+        ([], None),
+        ({}, None),
+        ({"prompt_ms": -1, "predicted_ms": float("nan"), "prompt_n": True, "predicted_n": 1 << 40}, None),
+        ({"prompt_ms": "5", "predicted_ms": 10**400}, None),
+        ({"prompt_ms": 0, "prompt_n": 0}, ServerTimings(prefill_s=0.0, prefill_tokens=0)),
+    ],
+)
+def test_timings_that_make_no_sense_are_none(timings: object, expected: ServerTimings | None) -> None:
+    assert read_timings(timings) == expected
 
 
 def count_words(text: str) -> int:
@@ -246,8 +292,8 @@ def test_verdict(chunks: list[dict[str, Any]], end: End, reason: Reason | None) 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"error": {"message": "out of memory"}}, Reason.STREAM_ERROR),
-        ({"object": "error", "message": "out of memory"}, Reason.STREAM_ERROR),
+        ({"error": {"message": "out of memory"}}, Reason.OUT_OF_MEMORY),
+        ({"object": "error", "message": "it broke"}, Reason.STREAM_ERROR),
         ("text", Reason.BAD_RESPONSE),
         ([1], Reason.BAD_RESPONSE),
         ({"choices": "none"}, Reason.BAD_RESPONSE),
@@ -258,7 +304,8 @@ def test_what_is_no_chunk(bad: Any, reason: Reason) -> None:
     with pytest.raises(WorkFailed) as caught:
         Answer().chunk(bad, 0, 0)
     assert caught.value.failure.reason is reason
-    assert "out of memory" in caught.value.failure.message or reason is Reason.BAD_RESPONSE
+    said = bad.get("message", "") if isinstance(bad, dict) else ""
+    assert said in caught.value.failure.message
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,13 @@ OVERFLOW_FOUNDRY = "request requires 9999 total tokens, which exceeds the model'
         (429, "slow down", Reason.RATE_LIMITED),
         (500, "Inference failed", Reason.HTTP_ERROR),
         (503, "", Reason.HTTP_ERROR),
+        (400, "No OpenAIService provider found for modelName phi", Reason.MODEL_NOT_FOUND),
+        (500, "No OpenAIService provider found for modelName phi", Reason.MODEL_NOT_FOUND),
+        (500, "Inference failed: std::bad_alloc", Reason.OUT_OF_MEMORY),
+        (500, "CUDA error: out of memory", Reason.OUT_OF_MEMORY),
+        (500, "model requires more system memory (5.6 GiB) than is available (3.1 GiB)", Reason.OUT_OF_MEMORY),
+        (500, "Failed to allocate memory for requested buffer of size 1", Reason.OUT_OF_MEMORY),
+        (400, "the tool 'allocate' failed", Reason.HTTP_ERROR),
         (307, "", Reason.REDIRECTED),
     ],
 )

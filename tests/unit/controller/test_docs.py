@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchfleet.samples import SAMPLE_METRICS
 from benchfleet_agent.config import AgentConfig, load_config
 from benchfleet_agent.load.record import Accounting
+from benchfleet_agent.runtimes import CAPABILITIES
 from benchfleet_controller import plan as plans
 from benchfleet_controller.cli import parser
 from benchfleet_controller.inventory import load_inventory
@@ -94,6 +97,29 @@ def test_every_command_is_in_the_user_guide(name: str) -> None:
 @pytest.mark.parametrize("option", _options())
 def test_every_option_is_in_the_user_guide(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", GUIDE)
+
+
+def _command_lines() -> list[str]:
+    """Every ``benchfleet …`` line in a code block of the guide, comments and further lines joined away."""
+    blocks = re.findall(r"```\w*\n(.*?)```", GUIDE, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"benchfleet (?!\.\.\.)", line)]
+
+
+@pytest.mark.parametrize("line", _command_lines())
+def test_every_command_line_in_the_user_guide_is_one(line: str) -> None:
+    words = shlex.split(line.partition(" | ")[0], comments=True)[1:]
+    code: Any = 0
+    try:
+        parser(words[0]).parse_args(words)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 0
+
+
+@pytest.mark.parametrize("word", CAPABILITIES)
+def test_every_word_of_what_a_runtime_can_is_in_the_user_guide(word: str) -> None:
+    assert f"| `{word}` | {CAPABILITIES[word]} |" in GUIDE
 
 
 @pytest.mark.parametrize("name", [metric.name for metric in CASE_METRICS] + [metric.name for metric in SAMPLE_METRICS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -69,6 +70,45 @@ def test_results_are_those_worked_out_by_hand(store: Store) -> None:
     assert store.case_results(itl=False) == [case]
     assert case["unmeasured"] == {"device_power_w": "no sensor"}
     assert {name: case[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_servers_own_times_are_kept_apart_from_ours(store: Store) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1", "c2"))
+    told: dict[str, Any] = {"server_prefill_s": 0.08, "server_decode_s": 0.2, "server_prefill_token_count": 9}
+    for case_id, fields in (("c1", {**told, "server_decode_token_count": 4}), ("c2", {})):
+        job.case_started(case_id)
+        job.round(case_id, f"{case_id}-r", 0, 10, 12, [ok_request(f"{case_id}-q", 10, [0.1, 0.3], 10.4, **fields)])
+        job.case_finished(case_id)
+    job.job_finished()
+    store.commit_events("j1", job.events)
+    rows = store._read(
+        lambda c: c.execute(
+            "SELECT server_prefill_s, server_decode_s, server_prefill_tokens, server_decode_tokens "
+            "FROM requests ORDER BY request_id"
+        ).fetchall()
+    )
+    assert rows == [(0.08, 0.2, 9, 4), (None, None, None, None)]
+    first, second = store.case_results()
+    assert (first["server_prefill_avg_s"], first["server_decode_tokens_per_s"]) == pytest.approx((0.08, 20.0))
+    assert (second["server_prefill_avg_s"], second["server_decode_tokens_per_s"]) == (None, None)
+
+
+@pytest.mark.parametrize(("told", "unloads"), [((True, False, True), 2), ((False,), 0), ((None,), None)])
+def test_models_unloaded_in_pauses_are_counted(
+    store: Store, told: tuple[bool | None, ...], unloads: int | None
+) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1"))
+    job.case_started("c1")
+    for number, unloaded in enumerate(told):
+        job.round("c1", f"r{number}", number, 10, 12, [ok_request(f"q{number}", 10, [0.1], 10.4)])
+        if unloaded is not None:
+            started = next(e for e in reversed(job.events) if e.WhichOneof("kind") == "round_started")
+            started.round_started.model_unloaded = unloaded
+    store.commit_events("j1", job.events)
+    (case,) = store.case_results()
+    assert case["unloads"] == unloads
 
 
 def test_what_is_condensed_at_the_end_is_what_the_rows_say_and_running_jobs_are_seen(store: Store) -> None:

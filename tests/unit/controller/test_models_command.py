@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchfleet_controller import cli
 from benchfleet_controller.commands import UsageError
+from benchfleet_controller.commands import models as models_command
 from benchfleet_controller.commands.models import split_words
+from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.pulling import PullProgress
 
 KNOWN = {"lab1", "lab2"}
@@ -41,6 +45,40 @@ def test_models_named_by_flag_leave_all_words_to_hosts() -> None:
 def test_a_pull_without_a_model_is_wrong_usage() -> None:
     with pytest.raises(UsageError):
         split_words(["lab1"], KNOWN)
+
+
+@pytest.mark.parametrize("command", ["rm --yes", "unload"])
+@pytest.mark.parametrize(
+    ("words", "hosts", "models"),
+    [
+        ("a=h:1 b=h:2 phi", ["a", "b"], ["phi"]),
+        ("a=h:1 --model phi", ["a"], ["phi"]),
+        ("a=h:1 b=h:2 --model phi --model qwen", ["a", "b"], ["phi", "qwen"]),
+    ],
+)
+def test_rm_and_unload_take_the_model_as_last_word_or_by_flag(
+    command: str, words: str, hosts: list[str], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[str]] = {}
+
+    async def ask(chosen: tuple[HostTarget, ...], work: Any) -> tuple[list[Any], list[Any]]:
+        seen["hosts"] = [target.name for target in chosen]
+
+        async def call(request: Any, **_: float) -> Any:
+            seen.setdefault("models", []).append(request.model)
+            return SimpleNamespace(model=SimpleNamespace(variant=request.model), HasField=lambda _: False)
+
+        stub = SimpleNamespace(RemoveModel=call, UnloadModel=call)
+        return await work(SimpleNamespace(target=chosen[0], stub=stub)), []
+
+    monkeypatch.setattr(models_command, "_each", ask)
+    assert cli.main([*command.split(), *words.split()]) == 0
+    assert seen == {"hosts": hosts, "models": models}
+
+
+@pytest.mark.parametrize("command", ["rm", "unload"])
+def test_a_model_without_a_host_is_wrong_usage(command: str) -> None:
+    assert cli.main([command, "phi"]) == 2
 
 
 @pytest.mark.parametrize("command", ["pull", "rm", "unload", "models", "doctor"])

@@ -36,10 +36,12 @@ class Refused(WorkFailed):
 class Unanswered(WorkFailed):
     """Nothing usable came back."""
 
-    def __init__(self, message: str, *, timed_out: bool) -> None:
+    def __init__(self, message: str, *, timed_out: bool, refused: bool = False) -> None:
         super().__init__(Reason.RUNTIME_UNAVAILABLE, message)
         self.timed_out = timed_out
         """It may be there and busy; else nobody listens."""
+        self.refused = refused
+        """Nobody listens at the port: the request was certainly not begun."""
 
 
 class Client:
@@ -140,7 +142,9 @@ class Client:
         timed_out = isinstance(cause, TimeoutError) or isinstance(error, TimeoutError)
         why = self._without_key(str(cause).encode(errors="replace")).decode()
         return Unanswered(
-            f"nothing usable answers at {url} ({why}); start the server or correct the URL", timed_out=timed_out
+            f"nothing usable answers at {url} ({why}); start the server or correct the URL",
+            timed_out=timed_out,
+            refused=isinstance(cause, ConnectionRefusedError),
         )
 
 

@@ -35,7 +35,7 @@ class FoundrySdk(Dialect):
 
     name: ClassVar[str] = "foundry_sdk"
     title: ClassVar[str] = "Foundry Local's service"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "load", "unload"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "load", "unload", "usage_in_stream", "multi_model"})
     tells_device: ClassVar[bool] = True
     variants_by_device: ClassVar[bool] = True
     health_path: ClassVar[str] = "/status"
@@ -135,7 +135,8 @@ class FoundryCli(FoundrySdk):
 
     name: ClassVar[str] = "foundry_cli"
     title: ClassVar[str] = "Foundry Local's CLI service"
-    health_path: ClassVar[str] = "/v1/models"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "load", "unload", "can_pick_variant", "multi_model"})
+    health_path: ClassVar[str] = "/models/loaded"
     advice: ClassVar[str] = "use `foundry model` on that host"
 
     @classmethod

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Progress
-from benchfleet_agent.runtimes.dialects.client import Client, Refused
+from benchfleet_agent.runtimes.dialects.client import Client, Refused, Unanswered
 from benchfleet_agent.runtimes.dialects.foundry_sdk import alias_of, foundry_model
 from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, entries, names_of, text, whole
 
@@ -35,7 +35,9 @@ class FoundryService(Dialect):
 
     name: ClassVar[str] = "foundry_service"
     title: ClassVar[str] = "Foundry Local's legacy service"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "pull", "load", "unload"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"list", "pull", "load", "unload", "exact_token_count", "can_pick_variant", "multi_model"}
+    )
     tells_device: ClassVar[bool] = True
     variants_by_device: ClassVar[bool] = True
     health_path: ClassVar[str] = "/openai/status"
@@ -104,6 +106,8 @@ class FoundryService(Dialect):
             key = "models" if isinstance(document, dict) else None
             return entries("/foundry/list", document, key, "name")
         except WorkFailed as error:  # throttled or offline: what is cached can still be measured
+            if isinstance(error, Unanswered) and not error.timed_out:
+                raise  # that is the service itself
             _log.warning("the service's catalog is left out: %s", error.failure.message)
             return []
 

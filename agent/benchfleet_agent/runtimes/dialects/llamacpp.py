@@ -25,7 +25,9 @@ class LlamaCpp(Dialect):
 
     name: ClassVar[str] = "llamacpp"
     title: ClassVar[str] = "llama.cpp's server"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "timings"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"list", "timings", "usage_in_stream", "exact_token_count", "prefix_cache_control"}
+    )
     health_path: ClassVar[str] = "/health"
     advice: ClassVar[str] = "start llama-server with another model, or without one as a router"
 
@@ -60,7 +62,9 @@ class LlamaRouter(LlamaCpp):
     """A llama.cpp server that starts a server of its own for each model."""
 
     title: ClassVar[str] = "llama.cpp's router"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "load", "unload", "timings"})
+    capabilities: ClassVar[frozenset[str]] = LlamaCpp.capabilities | {
+        "load", "unload", "can_pick_variant", "multi_model",
+    }  # fmt: skip
     advice: ClassVar[str] = "put the file into its models directory, or take it out there"
 
     def models(self) -> list[Model]:

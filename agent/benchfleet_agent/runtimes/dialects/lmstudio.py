@@ -23,7 +23,9 @@ class LmStudio(Dialect):
 
     name: ClassVar[str] = "lmstudio"
     title: ClassVar[str] = "LM Studio"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "pull", "load", "unload", "timings"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"list", "pull", "load", "unload", "usage_in_stream", "can_pick_variant", "multi_model"}
+    )
     advice: ClassVar[str] = "do it in LM Studio, under My Models"
 
     @classmethod

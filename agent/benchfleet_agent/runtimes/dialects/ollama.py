@@ -25,7 +25,9 @@ class Ollama(Dialect):
 
     name: ClassVar[str] = "ollama"
     title: ClassVar[str] = "Ollama"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"list", "pull", "load", "unload", "remove", "timings"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"list", "pull", "load", "unload", "remove", "usage_in_stream", "can_pick_variant", "multi_model"}
+    )
     tells_device: ClassVar[bool] = True
     health_path: ClassVar[str] = "/api/version"
 
