@@ -61,6 +61,7 @@ class Service:
         self._kernel_wanted = kernel
         self._clients: list[Client] = []
         self._requesters: list[Requester] = []
+        self._tokenizer: Tokenizer | None = None
 
     def handle(self, command: Mapping[str, Any]) -> None:
         """Carry out one command; what cannot be done is answered with ``failed``."""
@@ -81,11 +82,13 @@ class Service:
             self._events.send("failed", {"command": name, "reason": Reason.INTERNAL, "message": message})
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and the process that counts."""
         for client in self._clients:
             with contextlib.suppress(Exception):
                 client.close()
-        self._clients, self._requesters = [], []
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+        self._clients, self._requesters, self._tokenizer = [], [], None
 
     def _open(self, settings: LoadSettings) -> None:
         forget_environment()
@@ -97,11 +100,11 @@ class Service:
             message = f"the load process needs the package openai: pip install 'benchfleet[agent]' ({error})"
             raise WorkFailed(Reason.UNSUPPORTED, message) from None
         self.close()
-        count = Tokenizer(settings.tokenizer_path) if settings.tokenizer_path else None
+        self._tokenizer = tokenizer_of(settings)
         context = tls_context(settings)
         kernel = self._kernel_wanted and context is None and kernel_stamps_possible()
         self._clients = [Client(settings, kernel=kernel, ssl_context=context) for _ in range(settings.concurrency)]
-        self._requesters = [Requester(settings, client, count) for client in self._clients]
+        self._requesters = [Requester(settings, client, self._tokenizer) for client in self._clients]
         self._events.send(
             "opened",
             {
@@ -158,6 +161,24 @@ class Service:
                 wait_until(spec.scheduled_ns - LEAD_NS)
             record = worker.perform(spec)
             self._events.send("request", {"round_id": round_id, **record.to_dict()})
+
+
+def tokenizer_of(settings: LoadSettings) -> Tokenizer | None:
+    """What counts when the server does not; None without, or when the library cannot read it.
+
+    Raises `WorkFailed` as `Tokenizer` does when there is no such file or no library.
+    """
+    if settings.tokenizer_path is None:
+        return None
+    if not Path(settings.tokenizer_path).is_file():
+        raise WorkFailed(Reason.INVALID_SPEC, f"{settings.tokenizer_path} is no tokenizer.json: there is no such file")
+    try:
+        return Tokenizer(settings.tokenizer_path)
+    except WorkFailed as error:
+        if error.failure.reason is Reason.UNSUPPORTED:
+            raise
+        print(error.failure.message, file=sys.stderr)  # the records say `estimate`
+        return None
 
 
 def pace_of(command: Mapping[str, Any]) -> Pace:
