@@ -146,6 +146,7 @@ class Requester:
             end_ns=end_ns,
             token_ns=tuple(stamp - start_ns for stamp in answer.stamps),
             piece_lengths=tuple(answer.piece_lengths),
+            other_lengths=tuple(answer.other_lengths) if any(answer.other_lengths) else (),
             chunks=len(answer.stamps),
             coalesced_chunks=answer.coalesced_chunks,
             prompt_tokens=counts.prompt_tokens,

@@ -281,6 +281,12 @@ answer_sha256 VARCHAR SHA-256 of the answer (reasoning, a zero byte, text); NULL
 piece_length INTEGER[] characters of each token-bearing chunk, in the order of token_offset_ns; NULL not streamed
 """,
         since=2,
+    )
+    + _columns(
+        """
+other_length INTEGER[] characters of reasoning and tool-call text in each of these chunks; NULL there was none
+""",
+        since=5,
     ),
 )
 

@@ -32,8 +32,9 @@ SELECT
        WHEN accounting = 'fewer_chunks_than_tokens' THEN 'chunks' END AS rate_basis,
   CASE WHEN rate_tokens > 1 AND token_offset_ns[-1] > token_offset_ns[1]
        THEN (token_offset_ns[-1] - token_offset_ns[1]) / 1e9 END AS decode_s,
-  CASE WHEN rate_tokens > len(token_offset_ns) AND list_min(piece_length) > 0
-       THEN rate_tokens * (1 - piece_length[1] / list_sum(piece_length))
+  CASE WHEN rate_tokens > len(token_offset_ns) AND (other_length IS NOT NULL OR list_min(piece_length) > 0)
+       THEN rate_tokens * (1 - (piece_length[1] + coalesce(other_length[1], 0))
+                               / (list_sum(piece_length) + coalesce(list_sum(other_length), 0)))
        ELSE rate_tokens - 1 END AS decode_tokens,
   decode_s / decode_tokens AS tpot_s,
   decode_tokens / decode_s AS decode_tokens_per_s,
