@@ -51,14 +51,18 @@ class Runtimes:
         self._config = config
         self._endpoints = _endpoint_policy(config)
         self._runtimes: dict[str, Runtime] = {"foundry": FoundryRuntime(foundry)}
+
+        def endpoint(url: str) -> EndpointRuntime:
+            return EndpointRuntime(EndpointSettings.from_environment(url, config.endpoint_tokenizers))
+
         if config.endpoint_url:
-            self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(config.endpoint_url))
+            self._runtimes["endpoint"] = endpoint(config.endpoint_url)
         elif endpoint_url := os.environ.get(URL_VARIABLE, "").strip():
             try:
-                self._runtimes["endpoint"] = EndpointRuntime(EndpointSettings.from_environment(endpoint_url))
+                self._runtimes["endpoint"] = endpoint(endpoint_url)
             except WorkFailed as error:  # it is meant for other programs too, so it must not keep the agent down
                 _log.warning("%s is left out: %s", URL_VARIABLE, error.failure.message)
-        self._named = lru_cache(MOST_ENDPOINTS)(lambda url: EndpointRuntime(EndpointSettings.from_environment(url)))
+        self._named = lru_cache(MOST_ENDPOINTS)(endpoint)
 
     @cached_property
     def _plugins(self) -> dict[str, Runtime]:

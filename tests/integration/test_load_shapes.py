@@ -56,10 +56,11 @@ def failed(tag: str, reason: Reason, chunks: int, http: int | None = 200, **scri
     return Case(tag, script, reason, accounting, source, None, None, None, None, chunks, http)
 
 
-def guessed(tag: str, tokens: int = 16, chunks: int = 16, **script: Any) -> Case:
+def guessed(tag: str, tokens: int = 16, chunks: int = 16, output: int | None = None, **script: Any) -> Case:
     script |= {"usage": False, "tokens": tokens}
+    output = output or tokens
     flags = Accounting.NO_USAGE, TokensSource.ESTIMATE
-    return Case(tag, script, None, *flags, tokens, tokens, None, None, chunks)
+    return Case(tag, script, None, *flags, output, output, None, None, chunks)
 
 
 def unproven(tag: str, accounting: Accounting, output: int = 16, chunks: int = 16, **script: Any) -> Case:
@@ -93,7 +94,8 @@ CASES = [
         hidden=1,
     ),
     unproven("multi4", Accounting.SEVERAL_TOKENS_PER_CHUNK, chunks=4, tokens_per_chunk=4),
-    guessed("multi4_no_usage", chunks=4, tokens_per_chunk=4),
+    # 96 bytes at four a token; 16 it was: a guess, and flagged as one.
+    guessed("multi4_no_usage", chunks=4, output=24, tokens_per_chunk=4, token_text=" token"),
     guessed("no_usage"),
     guessed("short_no_usage", 8, 8),
     Case("late_finish", {"finish_delay_ms": 100}),

@@ -60,11 +60,15 @@ class EndpointSettings:
     api_key: str = field(default=NO_KEY, repr=False)
     timeout_s: float = TIMEOUT_S
     """For questions to the server; benchmark requests have their own limits."""
+    tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    """A ``tokenizer.json`` by model id or alias; ``*``: for any other."""
 
     @classmethod
-    def from_environment(cls, url: str, environment: Mapping[str, str] = os.environ) -> EndpointSettings:
+    def from_environment(
+        cls, url: str, tokenizers: Mapping[str, Path] | None = None, environment: Mapping[str, str] = os.environ
+    ) -> EndpointSettings:
         """Settings for a URL, with the key the environment holds."""
-        return cls(url, environment.get(API_KEY_VARIABLE, "").strip() or NO_KEY)
+        return cls(url, environment.get(API_KEY_VARIABLE, "").strip() or NO_KEY, tokenizers=tokenizers or {})
 
 
 class EndpointRuntime:
@@ -164,9 +168,11 @@ class EndpointRuntime:
         """Have the server take a model out of memory."""
         self.dialect().unload(model, UNLOAD_S)
 
-    def endpoint(self, ready: Ready, *, remote: bool) -> Endpoint:
+    def endpoint(self, model: Model, ready: Ready, *, remote: bool) -> Endpoint:
         """Where the load process sends requests for a model that is ready."""
-        return Endpoint(ready.base_url, ready.name, self._settings.api_key, self._client.remote or remote)
+        known = self._settings.tokenizers
+        tokenizer = known.get(model.variant) or known.get(model.alias) or known.get("*")
+        return Endpoint(ready.base_url, ready.name, self._settings.api_key, self._client.remote or remote, tokenizer)
 
     def owner(self, dialect: Dialect) -> port_owner.PortOwner:
         """The server's processes on this host."""
@@ -224,7 +230,7 @@ class EndpointSession:
         task = _Load(dialect, self._model, timeout_s)
         ready = task.wait(self._killed)
         self._to_unload = ready.loaded_here
-        endpoint = self._runtime.endpoint(ready, remote=bool(self._owner.forwarder))
+        endpoint = self._runtime.endpoint(self._model, ready, remote=bool(self._owner.forwarder))
         return Loaded(ready.load_ns, ready.execution_provider, endpoint)
 
     def directory(self) -> Path | None:
