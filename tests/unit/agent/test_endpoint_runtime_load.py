@@ -14,6 +14,9 @@ from benchfleet_agent.runtimes.dialects import Client, Dialect, Ready
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSession, EndpointSettings
 
 
+SOME = Model("m", "m")
+
+
 class SlowDialect(Dialect):
     """Loads when it is let; keeps what it loaded."""
 
@@ -29,7 +32,7 @@ class SlowDialect(Dialect):
         self.unloaded.set()
 
 
-def slow_session(model: Model = Model("m", "m"), **settings: Any) -> tuple[EndpointSession, SlowDialect]:
+def slow_session(model: Model = SOME, **settings: Any) -> tuple[EndpointSession, SlowDialect]:
     runtime = EndpointRuntime(EndpointSettings("http://127.0.0.1:9", **settings))
     runtime._dialect = dialect = SlowDialect(runtime._client)
     runtime._detected = runtime._clock()
