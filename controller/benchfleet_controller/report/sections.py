@@ -87,6 +87,12 @@ def certificate_section(certificates: Sequence[Row], cases: Sequence[Row], *, as
         for row in certificates
         if row.get("failure_reason")
     ]
+    checked = {str(row["host"]) for row in rows}
+    notes += dict.fromkeys(
+        f"{case['host']}: no error is known for {case.get('model')}: {reason}"
+        for case in cases
+        if (reason := case.get("instrument_reason")) and str(case["host"]) in checked
+    )
     without = [host for host in hosts if host not in {str(row["host"]) for row in certificates}]
     if without:
         why = "the plan did not ask for it" if asked is False else "no certificate was recorded"

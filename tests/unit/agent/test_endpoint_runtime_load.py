@@ -13,7 +13,6 @@ from benchfleet_agent.runtimes import Model, Placement
 from benchfleet_agent.runtimes.dialects import Client, Dialect, Ready
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSession, EndpointSettings
 
-
 SOME = Model("m", "m")
 
 

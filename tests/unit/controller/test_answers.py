@@ -39,10 +39,10 @@ def _case(job: JobEvents, case_id: str, rounds: Sequence[Sequence[Any]], wall_s:
     job.case_finished(case_id)
 
 
-def _certificate(job: JobEvents, concurrency: int, ttft_error_ns: int) -> None:
+def _certificate(job: JobEvents, concurrency: int, ttft_error_ns: int, stamps: str = "socket") -> None:
     job.add(
         certificate_recorded=event_pb2.CertificateRecorded(
-            concurrency=concurrency, request_count=6, stamp_source="kernel", ttft_error_p50_ns=ttft_error_ns // 2,
+            concurrency=concurrency, request_count=6, stamp_source=stamps, ttft_error_p50_ns=ttft_error_ns // 2,
             ttft_error_p99_ns=ttft_error_ns, itl_error_p99_ns=20_000, jitter_ns=10_000, cpu_per_token_ns=300_000,
             rss_bytes=50 << 20,
         )
@@ -158,7 +158,7 @@ def test_people_see_half_intervals_marks_and_what_they_mean(lab: Store) -> None:
 
 def test_the_certificate_is_shown_and_said_where_there_is_none(lab: Store, tmp_path: Path) -> None:
     line = run_text(lab, "r1", "table").split("Instrument", 1)[1].splitlines()[2]
-    assert line.split() == ["h1.lab", "1", "0.2", "ms", "0.4", "ms", "0.02", "ms", "0.01", "ms", "kernel", "0.3", "ms",
+    assert line.split() == ["h1.lab", "1", "0.2", "ms", "0.4", "ms", "0.02", "ms", "0.01", "ms", "socket", "0.3", "ms",
                             "50", "MiB"]  # fmt: skip
 
     job = JobEvents("j2")
@@ -170,6 +170,43 @@ def test_the_certificate_is_shown_and_said_where_there_is_none(lab: Store, tmp_p
     text = run_text(_store(tmp_path / "other", job), "r2", "table")
     assert "h1.lab: not checked: no port is free" in text
     assert "warning: h1.lab: the agent could not measure its own time stamps: no port is free" in text
+
+
+def test_the_instruments_error_stands_beside_what_it_is_of(lab: Store) -> None:
+    head, values = run_text(lab, "r1", "table").splitlines()[:2]
+    assert head.count("instrument error") == 2
+    assert values.index("±0.4 ms") < values.index("±0.02 ms")
+    assert head.index("TTFT p50") < head.index("instrument error") < head.index("ITL p50")
+    assert "| ±0.4 ms |" in render_report(report_data(lab, "r1"), ".md")
+    assert "| ±0.02 ms |" in render_report(report_data(lab, "r1"), ".md")
+
+
+@pytest.mark.parametrize(
+    ("certified", "measured", "error_s", "reason"),
+    [
+        (["kernel"], "kernel", 0.0004, None),
+        (["kernel"], "socket", None, "the certificate is of kernel stamps, the case has socket"),
+        (["kernel", "socket"], "socket", 0.0004, None),
+        ([], "socket", None, "the instrument was not checked"),
+    ],
+)
+def test_a_certificate_of_other_stamps_describes_no_case(
+    tmp_path: Path, certified: list[str], measured: str, error_s: float | None, reason: str | None
+) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1"))
+    for stamps in certified:
+        _certificate(job, 1, 400_000, stamps)
+    _case(job, "c1", [[_answer("q1", 0, 0.1, stamp_source=measured)]])
+    store = _store(tmp_path, job)
+
+    (case,) = store.case_results(["r1"])
+
+    assert (case["ttft_error_s"], case["instrument_reason"]) == (error_s, reason)
+    assert (case["itl_error_s"] is None) == (error_s is None)
+    assert bool(certified and reason) == (
+        f"h1.lab: no error is known for tiny: {reason}" in run_text(store, "r1", "table")
+    )
 
 
 def test_a_plan_that_asked_for_no_certificate_says_so(lab: Store) -> None:
