@@ -18,6 +18,7 @@ from benchfleet_controller.capacity import Limits
 from benchfleet_controller.commands import UsageError
 from benchfleet_controller.commands.answers import limits_of, report_data, run_text, show
 from benchfleet_controller.report import CASE_COLUMNS, render_report
+from benchfleet_controller.report.cases import INTERVAL_NOTE
 from benchfleet_controller.results import results_of
 from benchfleet_controller.store import Store
 from fakes.events import JobEvents, S, failed_request, ok_request, spec
@@ -152,12 +153,12 @@ def test_people_see_half_intervals_marks_and_what_they_mean(lab: Store) -> None:
     row = next(line for line in text.splitlines() if "tiny" in line)
     assert "0.200 ±0.100" in row
     assert "0.600*" in row  # the p95 of 12 latencies
-    assert "±" in text.split("Instrument")[0].splitlines()[-2]
+    assert INTERVAL_NOTE in text
     assert "* n is too small for this percentile." in text
 
 
 def test_the_certificate_is_shown_and_said_where_there_is_none(lab: Store, tmp_path: Path) -> None:
-    line = run_text(lab, "r1", "table").split("Instrument", 1)[1].splitlines()[2]
+    line = run_text(lab, "r1", "table").split("Instrument: ", 1)[1].splitlines()[2]
     assert line.split() == ["h1.lab", "1", "0.2", "ms", "0.4", "ms", "0.02", "ms", "0.01", "ms", "socket", "0.3", "ms",
                             "50", "MiB"]  # fmt: skip
 
