@@ -375,6 +375,23 @@ def test_the_lifecycle_reads_well_and_is_in_the_report(tmp_path: Path, capsys: p
     assert [row["phase"] for row in stages if row["rss_peak_bytes"]] == ["load", "loaded", "round", "after"]
 
 
+@pytest.mark.parametrize(("ratio", "said"), [(0.02, "dropped"), (None, "asked to drop, not known")])
+def test_the_page_cache_was_dropped_only_if_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: float | None, said: str
+) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1", drop_page_cache=True))
+    job.case_started("c1")
+    loaded = event_pb2.ModelLoaded(case_id="c1", start_ns=0, end_ns=S, load_duration_ns=S, page_cache_ratio=ratio)
+    job.add(model_loaded=loaded)
+    job.round("c1", "r1", 0, 3, 4, [_answer("q1", 3, 0.1)])
+    job.case_finished("c1", unload_duration_ns=S)
+
+    (line,) = _show(_store(tmp_path, job), "table", capsys, lifecycle=True).splitlines()[2:3]
+
+    assert f" {said} " in line
+
+
 def test_the_show_command_takes_limits(lab: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Good" not in _show(lab, "table", capsys)
     assert "12/12 (100%)" in _show(lab, "table", capsys, goodput="ttft=1")
