@@ -189,7 +189,7 @@ def _of_deadlines(chosen: Mapping[str, Any]) -> Iterator[str]:
         if chosen.get("stream") is False:
             yield f"a deadline for {what} needs streamed answers; leave --no-stream or the deadline out"
         if whole is not None and limit > whole:
-            yield f"{limit:g} s for {what} is more than {whole:g} s for the whole request; lower the one or raise the other"
+            yield f"{limit:g} s for {what} is more than {whole:g} s for the whole request; lower it or raise the other"
 
 
 def overlong(plan: Plan, context_length: int) -> str:
