@@ -208,6 +208,7 @@ def test_the_page_says_what_is_missing_and_why() -> None:
     page = report(found, judge(found), [ours.CLIENT, aiperf.CLIENT], QUICK, 7)
 
     assert "guidellm is unavailable: no matching distribution" in page
+    assert "guidellm was not run: its environment takes 6 GB" in page
     assert "genai-bench, 32 streams: killed" in page
     assert "| benchfleet | 0.250 | 0.250 | 0.250 | 0.001 | 0.001 | 0.001 | – |" in page
     assert "+0.2% ✓ (hidden_tokens)" in page
