@@ -1,8 +1,10 @@
 """How true are our timestamps? The load process against the plain ``openai`` loop, on one server that knows.
 
 Both clients talk to the same scripted server in the same run, one after the other, at 1 x 1,000, 1 x 5,000 and
-32 x 100 tokens/s. Printed are ratios (ours / plain) against the project's budgets; absolute numbers depend on the
-machine. The error of a stamp is the client's arrival stamp minus the server's stamp just before it sent that chunk.
+32 x 100 tokens/s; and where a client may disturb itself: beside a stream others end and have their tokens counted
+(no usage), and a stream has a line of 1 MB. Printed are ratios (ours / plain) against the project's budgets; absolute
+numbers depend on the machine. The error of a stamp is the client's arrival stamp minus the server's stamp just before
+it sent that chunk.
 
     python benchmarks/timing.py --seconds 5
 
@@ -29,7 +31,8 @@ from typing import Any
 
 from benchfleet_agent.child import Child
 
-SERVER = Path(__file__).resolve().parent.parent / "tests" / "fakes" / "openai_server.py"
+ROOT = Path(__file__).resolve().parent.parent
+SERVER = ROOT / "tests" / "fakes" / "openai_server.py"
 TTFT_REQUESTS = 60
 CLIENTS = ("plain", "socket", "kernel")
 Requests = list[dict[str, Any]]
@@ -41,17 +44,41 @@ class Shape:
 
     streams: int
     rate: int
+    big_line_bytes: int = 0
+    """One line of that size in the middle of each."""
+    neighbour_s: float = 0.0
+    """Beside the stream, another one has an answer of that length after the other, at the same rate, without usage."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something but tokens goes on."""
+        return bool(self.neighbour_s or self.big_line_bytes)
 
     def requests(self, seconds: float) -> Requests:
-        """One long answer a stream."""
-        script = {"tokens": int(seconds * self.rate), "gap_ms": 1000 / self.rate, "ttft_ms": 200}
-        return [{**script, "tag": f"stream-{number}"} for number in range(self.streams)]
+        """One long answer a stream, and the neighbours' short ones."""
+        script = {"gap_ms": 1000 / self.rate, "ttft_ms": 200, "big_line_bytes": self.big_line_bytes}
+        if not self.neighbour_s:
+            tokens = int(seconds * self.rate)
+            return [{**script, "tokens": tokens, "tag": f"stream-{number}"} for number in range(self.streams)]
+        long = {**script, "tokens": int(seconds * self.rate), "tag": JUDGED + "stream"}
+        short = {**script, "tokens": int(self.neighbour_s * self.rate), "usage": False}
+        number = int(seconds / (self.neighbour_s + 0.25))
+        return [long, *({**short, "tag": f"neighbour-{index}"} for index in range(number))]
 
     def __str__(self) -> str:
-        return f"{self.streams} x {self.rate:,}/s"
+        beside = ", others end" if self.neighbour_s else f", {self.big_line_bytes >> 20} MB line"
+        return f"{self.streams} x {self.rate:,}/s{beside if self.disturbed else ''}"
 
 
-SHAPES = (Shape(1, 1000), Shape(1, 5000), Shape(32, 100))
+JUDGED = "judged-"
+"""Where one tag begins so, the other requests are only company."""
+SHAPES = (
+    Shape(1, 1000),
+    Shape(1, 5000),
+    Shape(32, 100),
+    Shape(2, 500, neighbour_s=0.5),
+    Shape(1, 500, big_line_bytes=1 << 20),
+)
 TTFT_SCRIPTS: Requests = [{"tag": f"ttft-{n}", "tokens": 4, "ttft_ms": 20, "gap_ms": 1} for n in range(TTFT_REQUESTS)]
 
 
@@ -108,12 +135,15 @@ def run_plain(base_url: str, streams: int, scripts: Requests) -> Measured:
 
 def run_ours(base_url: str, streams: int, scripts: Requests, arguments: Sequence[str]) -> Measured:
     """The load process."""
+    from benchmarks.peers.tokenizer import write_tokenizer
+
     measured = Measured()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchfleet_agent.load", *arguments]
         child = Child("load", command, log_path=Path(folder) / "load.log")
         settings = {"base_url": base_url, "model": "fake", "concurrency": streams, "request_timeout_s": 120}
-        child.send({"do": "open", **settings})
+        tokenizer = write_tokenizer(ROOT / ".peers" / "tokenizer") / "tokenizer.json"
+        child.send({"do": "open", **settings, "tokenizer_path": str(tokenizer)})
         child.receive(60)
         messages = [[{"role": "user", "content": json.dumps(script)}] for script in scripts]
         requests = [
@@ -154,10 +184,12 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 def errors_us(measured: Measured, truth: dict[str, dict[str, Any]]) -> list[float]:
-    """Every stamp's error in microseconds."""
+    """Every stamp's error in microseconds, of the judged requests where there are such."""
+    tags = [tag for tag in measured.token_ns if tag.startswith(JUDGED)] or list(measured.token_ns)
     return [
         (stamp - sent) / 1e3
-        for tag, stamps in measured.token_ns.items()
+        for tag in tags
+        for stamps in (measured.token_ns[tag],)
         for stamp, sent in zip(stamps, sent_ns(truth[tag]), strict=True)
     ]
 
@@ -183,14 +215,14 @@ class Table:
 
     def __init__(self) -> None:
         self.missed = 0
-        print(f"{'what':<34}{'client':<8}{'p50 us':>10}{'p99 us':>10}{'ratio':>9}{'budget':>8}  ")
+        print(f"{'what':<44}{'client':<8}{'p50 us':>10}{'p99 us':>10}{'ratio':>9}{'budget':>8}  ")
 
     def row(self, what: str, client: str, values: tuple[float, float | None], ratio: float, budget: float) -> None:
         """One row; the plain client's own has no ratio."""
         p50, p99 = values
         judged = "" if client == "plain" else f"{ratio:>9.4f}{budget:>8.2f}  {'ok' if ratio <= budget else 'MISSED'}"
         self.missed += client != "plain" and ratio > budget
-        print(f"{what:<34}{client:<8}{p50:>10.1f}{'' if p99 is None else format(p99, '.1f'):>10}{judged}", flush=True)
+        print(f"{what:<44}{client:<8}{p50:>10.1f}{'' if p99 is None else format(p99, '.1f'):>10}{judged}", flush=True)
 
 
 def median_of(repeats: int, results: list[tuple[float, float, float]]) -> tuple[float, float, float]:
@@ -211,16 +243,18 @@ def compare(base_url: str, seconds: float, repeats: int) -> int:
             for client in CLIENTS:
                 measured = measure(client, base_url, shape.streams, shape.requests(seconds))
                 errors = errors_us(measured, take_truth(base_url))
-                cpu_us = measured.cpu_ns / 1e3 / len(errors)
+                cpu_us = measured.cpu_ns / 1e3 / sum(map(len, measured.token_ns.values()))
                 found[client].append((quantile(errors, 0.5), quantile(errors, 0.99), cpu_us))
                 if client != "plain":
-                    share = measured.coalesced / len(errors)
+                    share = measured.coalesced / sum(map(len, measured.token_ns.values()))
                     rss = measured.rss_bytes / (1 << 20)
                     notes.append(f"{shape} {client}: coalesced {share:.2%}, resident {rss:.0f} MiB")
         medians = {client: median_of(repeats, results) for client, results in found.items()}
         for client, (p50, p99, _) in medians.items():
             ratio = p99 / medians["plain"][1]
-            table.row(f"stamp error, {shape}", client, (p50, p99), ratio, budgets.get(client, 1))
+            # Beside others and after a long line, arrivals wait for the processor and the wire as well.
+            budget = budgets["socket"] if shape.disturbed else budgets.get(client, 1)
+            table.row(f"stamp error, {shape}", client, (p50, p99), ratio, budget)
         for client, (_, _, cpu) in medians.items():
             table.row(f"CPU per token, {shape}", client, (cpu, None), cpu / medians["plain"][2], 0.5)
     plain_p50 = 0.0
@@ -245,6 +279,7 @@ def main() -> int:
         base_url, streams = arguments.plain_client
         json.dump(vars(plain_client(base_url, int(streams), json.load(sys.stdin))), sys.stdout)
         return 0
+    sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # the children import as we do
     with subprocess.Popen([sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin is not None

@@ -75,6 +75,8 @@ class AgentConfig:
     endpoint_url: str = ""
     endpoint_allow: tuple[str, ...] = ()
     """Patterns of servers that callers may name; empty: this host's loopback."""
+    endpoint_tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    """A ``tokenizer.json`` by model id or alias (``*``: any other), for servers that do not count tokens."""
     journal: JournalConfig = JournalConfig()
     probes: ProbesConfig = ProbesConfig()
     access: AccessPolicy = field(default_factory=AccessPolicy)
@@ -116,7 +118,7 @@ _TOP: dict[str, type] = {
     "access": dict,
 }
 _FOUNDRY: dict[str, type] = {"model_cache_dir": str, "python": str, "catalog_urls": list, "offline": bool, "cpus": list}
-_ENDPOINT: dict[str, type] = {"url": str, "allow": list}
+_ENDPOINT: dict[str, type] = {"url": str, "allow": list, "tokenizers": dict}
 _JOURNAL: dict[str, type] = {"max_bytes": object, "max_age_days": object}
 _PROBES: dict[str, type] = {"disabled": list, "period_ms": dict}
 _ACCESS: dict[str, type] = {"read": list, "run": list}
@@ -156,10 +158,20 @@ def load_config(path: Path | None) -> AgentConfig:
         foundry=FoundryConfig(**foundry),
         endpoint_url=endpoint.get("url", ""),
         endpoint_allow=tuple(_strings(path, "runtime.endpoint.allow", endpoint, "allow")),
+        endpoint_tokenizers=_tokenizers(path, endpoint.get("tokenizers", {})),
         journal=journal,
         probes=probes,
         access=policy,
     )
+
+
+def _tokenizers(path: Path, table: Mapping[str, Any]) -> dict[str, Path]:
+    found = {}
+    for model, value in table.items():
+        if not isinstance(value, str) or not (file := Path(value).expanduser()).is_file():
+            raise ConfigError(f"{path}: runtime.endpoint.tokenizers: {value!r} for {model} is no file on this host")
+        found[model] = file
+    return found
 
 
 def _journal(path: Path, table: Mapping[str, Any]) -> JournalConfig:

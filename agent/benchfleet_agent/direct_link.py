@@ -167,6 +167,7 @@ def _record(spec: RequestSpec, message: Message, settings: LoadSettings) -> Requ
         end_ns=end_ns,
         token_ns=tuple(stamp - began for stamp in answer.stamps),
         piece_lengths=tuple(answer.piece_lengths),
+        other_lengths=tuple(answer.other_lengths) if any(answer.other_lengths) else (),
         chunks=len(answer.stamps),
         coalesced_chunks=answer.coalesced_chunks,
         prompt_tokens=counts.prompt_tokens,

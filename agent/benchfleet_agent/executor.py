@@ -59,7 +59,8 @@ class Runtimes:
         self._named = lru_cache(MOST_ENDPOINTS)(self._server)
 
     def _server(self, url: str) -> EndpointRuntime:
-        return EndpointRuntime(EndpointSettings.from_environment(url), check_source=self._endpoints.check)
+        settings = EndpointSettings.from_environment(url, self._config.endpoint_tokenizers)
+        return EndpointRuntime(settings, check_source=self._endpoints.check)
 
     @cached_property
     def _plugins(self) -> dict[str, Runtime]:

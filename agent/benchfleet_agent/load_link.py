@@ -63,7 +63,7 @@ class LoadLink:
                 "request_timeout_s": order.request_s,
                 "first_token_timeout_s": order.first_token_s,
                 "token_timeout_s": order.token_s,
-                "tokenizer_path": _tokenizer_path(model_directory),
+                "tokenizer_path": _tokenizer_path(endpoint.tokenizer, model_directory),
                 "spool_path": str(self._spool) if self._spool else None,
             }
         )
@@ -165,9 +165,9 @@ def watch(session: Session, found: Callable[[tuple[int, ...]], None]) -> Iterato
         thread.join()
 
 
-def _tokenizer_path(directory: Path | None) -> str | None:
+def _tokenizer_path(named: Path | None, directory: Path | None) -> str | None:
     """The model's own tokenizer, for servers that do not count; None without one or without the library."""
-    path = directory / "tokenizer.json" if directory else None
+    path = named or (directory / "tokenizer.json" if directory else None)
     found = path is not None and path.is_file() and importlib.util.find_spec("tokenizers") is not None
     return str(path) if found else None
 

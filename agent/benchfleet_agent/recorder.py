@@ -279,6 +279,7 @@ def request_to_proto(case_id: str, round_id: str, record: RequestRecord) -> even
         prompt_prefix=record.prompt_prefix,
         answer_sha256=answer_sha256(record),
         piece_length=record.piece_lengths,
+        other_length=record.other_lengths,
     )
     if record.status is not Status.OK and record.reason is not None:
         message.failure.CopyFrom(Failure(record.reason, _encodable(record.message or "")).to_proto())

@@ -15,7 +15,12 @@ from benchfleet_agent.load.record import RequestRecord
 
 WARM_UP = 2
 # Columns of the store that differ from the record's fields by name.
-_RENAMED = {"token_offset_ns": "token_ns", "piece_length": "piece_lengths", "connect_ns": "connect_duration_ns"}
+_RENAMED = {
+    "token_offset_ns": "token_ns",
+    "piece_length": "piece_lengths",
+    "other_length": "other_lengths",
+    "connect_ns": "connect_duration_ns",
+}
 _QUERY = """
 SELECT ttft_s, tpot_s, itl_s, decode_tokens_per_s, accounting FROM request_metrics
 WHERE status = 'ok' ORDER BY start_ns

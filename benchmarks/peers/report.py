@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 
+from benchmarks.peers import guidellm
 from benchmarks.peers.client import Client
 from benchmarks.peers.errors import Spread, percent
 from benchmarks.peers.measurement import CROWD_STREAMS, Amount, Figures, Results
@@ -27,7 +28,7 @@ def report(results: Results, verdicts: Sequence[Verdict], clients: Sequence[Clie
         f"## {CROWD_STREAMS} streams at {1000 / CROWD.gap_ms:.0f} tokens/s each\n\n{_CROWD}\n\n"
         + _crowd(names, results.crowd),
         "## Targets\n\n" + _verdicts(verdicts),
-        _gone(results),
+        _gone(results, names),
         _HOW,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -89,6 +90,9 @@ later, shows how much that is.
 
 Again: `make bench-timing`, or `python -m benchmarks.peers --write docs/timing.md` (`--only AIPerf,benchrig`,
 `--with guidellm` for 6 GB more, `--quick` to see that everything runs)."""
+
+
+_NO_GUIDELLM = "- guidellm was not run: its environment takes 6 GB; nothing here is said of it (`--with guidellm`)"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -170,7 +174,8 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(f"- {'kept' if verdict.kept else '**missed**'}: {verdict.text}" for verdict in verdicts)
 
 
-def _gone(results: Results) -> str:
-    lines = [f"- {name} is unavailable: {reason}" for name, reason in results.unavailable.items()]
+def _gone(results: Results, names: Sequence[str]) -> str:
+    lines = [] if guidellm.CLIENT.name in names else [_NO_GUIDELLM]
+    lines += [f"- {name} is unavailable: {reason}" for name, reason in results.unavailable.items()]
     lines += [f"- {name}, {reason}" for name, reasons in results.missing.items() for reason in reasons]
     return "## Not measured\n\n" + "\n".join(lines) if lines else ""

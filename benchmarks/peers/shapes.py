@@ -24,6 +24,8 @@ class Shape:
     """Visible ones."""
     gap_ms: float = GAP_MS
     ttft_ms: float = TTFT_MS
+    visible: bool = True
+    """The stream tells the true rate: every token arrived, in a chunk of its own or counted by the server."""
 
     @property
     def script(self) -> dict[str, Any]:
@@ -43,7 +45,12 @@ ODD = (
     Shape("comments", "SSE comments before and between tokens", {"comments": True}),
     Shape("think", "the first half is `reasoning_content`", {"reasoning": ASKED_TOKENS // 2}),
     Shape("multi4", "four tokens a chunk", {"tokens_per_chunk": 4}),
-    Shape("multi4 no usage", "four tokens a chunk, no usage", {"tokens_per_chunk": 4, "usage": False}),
+    Shape(
+        "multi4 think",
+        "four tokens a chunk, the first half is `reasoning_content`",
+        {"tokens_per_chunk": 4, "reasoning": ASKED_TOKENS // 2},
+    ),
+    Shape("multi4 no usage", "four tokens a chunk, no usage", {"tokens_per_chunk": 4, "usage": False}, visible=False),
     Shape("no usage", "no usage", {"usage": False}),
     Shape("short no usage", "half of the tokens asked for, no usage", {"usage": False}, ASKED_TOKENS // 2),
     Shape("empty tail", "finish and usage 100 ms after the last token", {"finish_delay_ms": 100}),
@@ -53,6 +60,7 @@ ODD = (
         "half of the tokens are waited for and counted in usage, but never sent",
         {"hidden": ASKED_TOKENS // 2},
         ASKED_TOKENS // 2,
+        visible=False,
     ),
 )
 CROWD = Shape("32 streams", "32 streams side by side at 50 tokens/s", tokens=100, gap_ms=20, ttft_ms=200)

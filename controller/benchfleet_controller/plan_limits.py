@@ -139,6 +139,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
 def contradictions(chosen: Mapping[str, Any]) -> Iterator[str]:
     """What excludes each other in what was given, by field; values are fine one by one."""
     yield from _of_rounds(chosen)
+    yield from _of_deadlines(chosen)
     if chosen.get("arrival") is not None and not chosen.get("rates"):
         yield "an arrival spacing is for an open loop; add a rate"
     for rate in chosen.get("rates") or ():
@@ -178,6 +179,18 @@ def _of_rounds(chosen: Mapping[str, Any]) -> Iterator[str]:
         yield f"{chosen['blocks']} blocks need as many rounds at least; {rounds} are asked for"
     if chosen.get("blocks", 1) > 1 and stops:
         yield "blocks split a fixed number of rounds; leave the minimum duration and the interval out"
+
+
+def _of_deadlines(chosen: Mapping[str, Any]) -> Iterator[str]:
+    whole = chosen.get("request_s")
+    for name, what in (("first_token_s", "a first token"), ("token_s", "each token")):
+        limit = chosen.get(name)
+        if limit is None:
+            continue
+        if chosen.get("stream") is False:
+            yield f"a deadline for {what} needs streamed answers; leave --no-stream or the deadline out"
+        if whole is not None and limit > whole:
+            yield f"{limit:g} s for {what} is more than {whole:g} s for the whole request; lower it or raise the other"
 
 
 def overlong(plan: Plan, context_length: int) -> str:

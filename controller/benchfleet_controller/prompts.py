@@ -17,6 +17,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ ROLES = ("system", "user", "assistant")
 _KEYS = ("id", "prompt", "messages", "max_tokens", "tags", "expected")
 _COLUMNS = ("id", "prompt", "max_tokens")
 _PROBLEMS_TOLD = 20
+_NO_SPACE = re.compile(r"[^\s,]")
 
 _KINDS = {dict: "an object", list: "an array", str: "a text", bool: "true or false", type(None): "null"}
 
@@ -74,8 +76,21 @@ def _json(where: str, content: str) -> Iterator[tuple[str, Any]]:
         document = document["prompts"]
     if not isinstance(document, list):
         raise PromptError(f"{where}: expected an array of texts or objects, not {_kind(document)}")
+    lines = _lines_of_elements(content)
     for index, entry in enumerate(document, start=1):
-        yield f"prompt {index}", entry
+        line = next(lines, None)  # none when a key came twice
+        yield f"prompt {index}" if line is None else f"line {line}, prompt {index}", entry
+
+
+def _lines_of_elements(content: str) -> Iterator[int]:
+    """Where each element of the document's first array begins; the document is known to be JSON."""
+    decode = json.JSONDecoder().raw_decode
+    line, counted, end = 1, 0, content.index("[") + 1
+    while (first := _NO_SPACE.search(content, end)) is not None and first[0] != "]":
+        line += content.count("\n", counted, first.start())
+        counted = first.start()
+        yield line
+        end = decode(content, counted)[1]
 
 
 def _json_lines(where: str, content: str) -> Iterator[tuple[str, Any]]:

@@ -7,5 +7,5 @@ options; `samples` the registry of telemetry columns.
 
 __version__ = "0.1.0"
 
-CONTRACT_REVISION = 3
+CONTRACT_REVISION = 4
 """Raised when an agent and a controller can no longer understand each other. Additions do not raise it."""

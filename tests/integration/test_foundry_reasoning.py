@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import urllib.request
@@ -32,7 +33,9 @@ MARKERS = "[", "]"
 """A token each; the server counts them and shows them to nobody."""
 COUNTED = len(REASONING) + len(CONTENT) + len(MARKERS)
 CHUNKS = len(REASONING) + len(CONTENT)
-THINKER, BREAKER = "thinker", "breaker"
+THINKER, BREAKER, WRITER = "thinker", "breaker", "writer"
+WRITTEN = "abéc漢d"
+"""The writer's answer, a token a byte."""
 BREAKS_AT = 160
 """The context that the breaking model's graph has room for; its configuration promises more."""
 
@@ -42,7 +45,7 @@ class Scripted(RandomWeights):
 
     def __init__(self, context_length: int, script: str) -> None:
         super().__init__(context_length)
-        self._script = [self.vocabulary.tokens.index(token) for token in ["Ċ", *script]]
+        self._script = [self.vocabulary.tokens.index(token) for token in ["Ċ", *_byte_tokens(script)]]
         self._script.append(self.vocabulary.end_id)
 
     def head(self) -> Floats:
@@ -60,12 +63,20 @@ class Scripted(RandomWeights):
         return dataclasses.replace(layer, **nothing)
 
 
+def _byte_tokens(text: str) -> list[str]:
+    """Each byte as the vocabulary writes it: those without a printable character of their own moved up by 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + moved.index(byte)) for byte in text.encode()]
+
+
 def write_models(folder: Path) -> None:
-    """Both models' directories."""
+    """The models' directories."""
     start, end = MARKERS
-    for name in (THINKER, BREAKER):
+    for name in (THINKER, BREAKER, WRITER):
         (folder / name).mkdir()
-        weights = Scripted(512 if name == THINKER else BREAKS_AT, start + REASONING + end + CONTENT)
+        script = WRITTEN if name == WRITER else start + REASONING + end + CONTENT
+        weights = Scripted(BREAKS_AT if name == BREAKER else 512, script)
         graph.write(weights, folder / name, lambda fraction: None)
         genai.write(weights, folder / name)
     path = folder / BREAKER / "genai_config.json"
@@ -117,7 +128,7 @@ def variant(name: str) -> str:
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("foundry")
     write_models(folder)
-    command = [sys.executable, __file__, str(folder), THINKER, BREAKER]
+    command = [sys.executable, __file__, str(folder), THINKER, BREAKER, WRITER]
     # The module path of the tests, for the script imports what the tests do.
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with (
@@ -177,6 +188,46 @@ def test_reasoning_is_streamed_and_its_markers_are_counted_but_not_sent(base_url
     assert usage["completion_tokens"] == COUNTED  # the end-of-text token is not among them
     assert usage["completion_tokens_details"]["reasoning_tokens"] == len(REASONING)
     assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_a_token_that_ends_no_character_has_no_chunk_but_is_counted(base_url: str, load: Load) -> None:
+    *data, _ = events(answer(base_url, WRITER))
+    chunks = [json.loads(event) for event in data]
+    assert pieces(chunks, "content") == list(WRITTEN)
+    assert chunks[-1]["usage"]["completion_tokens"] == len(WRITTEN.encode())
+
+    load.open(base_url=base_url, model=variant(WRITER), max_tokens=100)
+    record = load.round({"tag": "written"})[0]["written"]
+    assert (record.text, record.chunks, record.output_tokens) == (WRITTEN, 6, 9)
+    # Hidden tokens, or tokens without text: the stream does not tell.
+    assert (record.accounting, record.visible_tokens) == (Accounting.FEWER_CHUNKS_THAN_TOKENS, None)
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": False}])
+def test_without_being_asked_for_it_there_is_no_usage(base_url: str, options: dict[str, bool] | None) -> None:
+    *data, done = events(answer(base_url, WRITER, stream_options=options))
+    assert done == b"[DONE]"
+    assert all(not json.loads(event).get("usage") for event in data)
+    assert all(json.loads(event)["choices"] for event in data)
+
+
+@pytest.mark.timing
+def test_the_role_chunk_comes_after_the_prompt_was_read(base_url: str, load: Load) -> None:
+    """So it marks the end of prefill, while headers leave at once; both are kept apart from the first token."""
+    load.open(base_url=base_url, model=variant(THINKER), max_tokens=4)
+    prompts = {
+        f"{name}{number}": filler for number in range(7) for name, filler in (("short", ""), ("long", "x" * 380))
+    }
+    records, _ = load.round(*[{"tag": tag, "filler": filler} for tag, filler in prompts.items()])
+
+    def median_ns(kind: str, earlier: str, later: str) -> float:
+        return statistics.median(
+            getattr(record, later) - getattr(record, earlier) for tag, record in records.items() if tag.startswith(kind)
+        )
+
+    read_ns = {kind: median_ns(kind, "headers_ns", "role_ns") for kind in ("short", "long")}
+    assert read_ns["long"] > 2 * read_ns["short"], read_ns
+    assert median_ns("long", "role_ns", "first_reasoning_ns") < read_ns["long"] / 2, read_ns
 
 
 def test_one_body_says_the_same(base_url: str) -> None:

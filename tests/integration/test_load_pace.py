@@ -104,6 +104,8 @@ def test_pieces_cut_the_answer_into_what_arrived_together(load: Load) -> None:
     assert records["plain"].piece_lengths == (4, 4, 4)
     assert records["several"].piece_lengths == (16, 16)
     assert records["reasoned"].piece_lengths == (0, 0, 4, 4)
+    assert records["reasoned"].other_lengths == (4, 4, 0, 0)
+    assert records["plain"].other_lengths == ()
     assert all(sum(record.piece_lengths) == len(record.text) for record in records.values())
 
 

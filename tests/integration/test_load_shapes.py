@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from benchmarks.peers.answers import Answer, true_answer
+from benchmarks.peers.ours import judged
 
 from benchfleet.failures import Reason
 from benchfleet_agent.load.record import Accounting, RequestRecord, StampSource, Status, TokensSource
@@ -56,10 +58,11 @@ def failed(tag: str, reason: Reason, chunks: int, http: int | None = 200, **scri
     return Case(tag, script, reason, accounting, source, None, None, None, None, chunks, http)
 
 
-def guessed(tag: str, tokens: int = 16, chunks: int = 16, **script: Any) -> Case:
+def guessed(tag: str, tokens: int = 16, chunks: int = 16, output: int | None = None, **script: Any) -> Case:
     script |= {"usage": False, "tokens": tokens}
+    output = output or tokens
     flags = Accounting.NO_USAGE, TokensSource.ESTIMATE
-    return Case(tag, script, None, *flags, tokens, tokens, None, None, chunks)
+    return Case(tag, script, None, *flags, output, output, None, None, chunks)
 
 
 def unproven(tag: str, accounting: Accounting, output: int = 16, chunks: int = 16, **script: Any) -> Case:
@@ -93,7 +96,9 @@ CASES = [
         hidden=1,
     ),
     unproven("multi4", Accounting.SEVERAL_TOKENS_PER_CHUNK, chunks=4, tokens_per_chunk=4),
-    guessed("multi4_no_usage", chunks=4, tokens_per_chunk=4),
+    unproven("multi4_reasoning", Accounting.SEVERAL_TOKENS_PER_CHUNK, chunks=4, tokens_per_chunk=4, reasoning=8),
+    # 96 bytes at four a token; 16 it was: a guess, and flagged as one.
+    guessed("multi4_no_usage", chunks=4, output=24, tokens_per_chunk=4, token_text=" token"),
     guessed("no_usage"),
     guessed("short_no_usage", 8, 8),
     Case("late_finish", {"finish_delay_ms": 100}),
@@ -129,6 +134,9 @@ CASES = [
     Case("last"),
 ]
 
+GUESSED = {"multi4_no_usage"}
+"""Where nobody can count what arrived."""
+
 Outcome = tuple[dict[str, RequestRecord], dict[str, Any]]
 
 
@@ -153,6 +161,41 @@ def test_shape(case: Case, shapes: Outcome, fake: Fake) -> None:
         assert_moments_in_order(record)
     if case.chunks:
         assert_stamps_are_true(record, fake, case.tag)
+
+
+@pytest.fixture(scope="module")
+def answers(shapes: Outcome) -> dict[str, Answer]:
+    """What a user of the store would see, by tag."""
+    started = sorted((record.start_ns or 0, tag) for tag, record in shapes[0].items() if record.status is Status.OK)
+    tags = [tag for _, tag in started]
+    return dict(zip(tags, judged([shapes[0][tag] for tag in tags]), strict=True))
+
+
+STREAMED = [case for case in CASES if case.reason is None and case.chunks]
+
+
+@pytest.mark.parametrize("case", STREAMED, ids=lambda case: case.tag)
+def test_rates_of_each_shape_are_the_servers(
+    case: Case, shapes: Outcome, answers: dict[str, Answer], fake: Fake
+) -> None:
+    """Times may be late, as the machine is; what is divided by them may not be wrong at all."""
+    record, answer = shapes[0][case.tag], answers[case.tag]
+    truth = true_answer(fake.truth(case.tag), case.script.get("tokens", 16), case.script.get("tokens_per_chunk", 1))
+    sent = fake.sent_ns(case.tag)
+    assert answer.ttft_s is not None
+    assert truth.ttft_s is not None
+    assert -0.001 < answer.ttft_s - truth.ttft_s < LATE_NS / 1e9
+    assert answer.tokens_per_s is not None
+    assert truth.tokens_per_s is not None
+    assert answer.itl_s == pytest.approx(1 / answer.tokens_per_s)
+    if case.tag in GUESSED:
+        assert record.tokens_source is TokensSource.ESTIMATE
+        return
+    decode_s = (record.token_ns[-1] - record.token_ns[0]) / 1e9
+    after_the_first = truth.tokens_per_s * (sent[-1] - sent[0]) / 1e9
+    assert answer.tokens_per_s * decode_s == pytest.approx(
+        after_the_first
+    )  # where it sends one chunk uncounted, its count decides
 
 
 def assert_moments_in_order(record: RequestRecord) -> None:

@@ -32,7 +32,7 @@ def test_the_agent_certifies_itself_before_the_first_case(make_agent: MakeAgent,
     assert first_case[0][0] is not None
 
 
-def test_synthetic_prompts_have_exactly_the_length_the_server_counts(
+def test_synthetic_prompts_have_the_length_the_server_counts_as_near_as_its_vocabulary_lets(
     make_agent: MakeAgent, benchfleet: Benchfleet
 ) -> None:
     agent = make_agent()

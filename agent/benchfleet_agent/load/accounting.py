@@ -76,6 +76,8 @@ class Answer:
         """Arrival of each token-bearing chunk."""
         self.piece_lengths = array("i")
         """Characters of content in each of them; 0: only reasoning or a tool call."""
+        self.other_lengths = array("i")
+        """Characters of reasoning and tool-call text in each of them."""
         self.reasoning_chunks = 0
         self.coalesced_chunks = 0
         self.role_ns: int | None = None
@@ -125,7 +127,7 @@ class Answer:
         if chunk.get("error") or chunk.get("object") == "error":
             raise _reported(chunk)
         bears_token = False
-        length = len(self._content)
+        before = len(self._content), len(self._reasoning), len(self._tool_text)
         for choice in _choices(chunk):
             delta = choice.get("delta")
             if isinstance(delta, dict):
@@ -140,7 +142,10 @@ class Answer:
                 self.coalesced_chunks += 1
             self._last_read = read
             self.stamps.append(stamp_ns)
-            self.piece_lengths.append(sum(map(len, self._content[length:])))
+            content, reasoning, tools = before
+            self.piece_lengths.append(sum(map(len, self._content[content:])))
+            other = (*self._reasoning[reasoning:], *self._tool_text[tools:])
+            self.other_lengths.append(sum(map(len, other)))
         return bears_token
 
     def whole(self, body: object) -> None:

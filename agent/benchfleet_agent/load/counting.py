@@ -1,47 +1,97 @@
-"""A tokenizer for servers that do not count. ``tokenizers`` is optional and imported when it is needed."""
+"""A tokenizer for servers that do not count, in a process of its own. ``tokenizers`` is optional.
+
+Reading a ``tokenizer.json`` takes half a second during which the interpreter can do nothing else, and 25 MB and more:
+in the load process that would falsify the stamps of every open stream. So ``python -m benchfleet_agent.load.counting
+PATH`` reads it before the first request is sent, at a low priority, and counts what it is given: ``{"text": …}`` →
+``tokens{count}``; ``ready`` comes first, or ``failed{message}``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchfleet.failures import Reason, WorkFailed
+from benchfleet_agent.child import Child, ChildGone, ChildTimeout, Protocol, die_with_parent, take_protocol
+
+START_S = 30.0
+"""Vocabularies of 250,000 tokens take 3 s on a slow machine."""
+COUNT_S = 30.0
+NICENESS = 10
 
 CountTokens = Callable[[str], int]
 """The number of tokens in a text, special tokens not added."""
 
 
 class Tokenizer:
-    """Counts with a ``tokenizer.json``, read at the first use: it takes 25 MB and more, and most servers count.
+    """The process that counts, ready. May be called by several threads.
 
-    Raises `WorkFailed`: ``unsupported`` without the library, ``invalid_spec`` when there is no such file, or (at the
-    first use) when it is none.
+    Raises `WorkFailed`: ``unsupported`` without the library, ``invalid_spec`` when the file is no tokenizer; a call
+    raises ``internal`` when the process is gone.
     """
 
     def __init__(self, path: str) -> None:
         if importlib.util.find_spec("tokenizers") is None:
             raise WorkFailed(Reason.UNSUPPORTED, "tokenizer_path needs the package tokenizers: pip install it")
-        if not Path(path).is_file():
-            raise WorkFailed(Reason.INVALID_SPEC, f"{path} is no tokenizer.json: there is no such file")
-        self._path = path
         self._lock = threading.Lock()
-        self._tokenizer: Any = None
+        command = [sys.executable, "-m", "benchfleet_agent.load.counting", path]
+        self._child = Child("tokenizer", command, log_path=Path(os.devnull))
+        if (answer := self._answer(START_S))["event"] != "ready":
+            self.close()
+            raise WorkFailed(Reason.INVALID_SPEC, f"{path} is no tokenizer.json: {answer.get('message')}")
 
     def __call__(self, text: str) -> int:
         """The tokens in a text."""
         if not text:
             return 0
         with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = self._read()
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            try:
+                self._child.send({"text": text})
+            except ChildGone as error:
+                raise WorkFailed(Reason.INTERNAL, str(error)) from None
+            return int(self._answer(COUNT_S)["count"])
 
-    def _read(self) -> Any:
+    def close(self) -> None:
+        """End the process."""
+        self._child.kill()
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
         try:
-            return importlib.import_module("tokenizers").Tokenizer.from_file(self._path)
-        except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
-            raise WorkFailed(Reason.INVALID_SPEC, f"{self._path} is no tokenizer.json: {error}") from None
+            return self._child.receive(timeout_s)
+        except (ChildGone, ChildTimeout) as error:
+            self.close()
+            raise WorkFailed(Reason.INTERNAL, str(error)) from None
+
+
+def serve(protocol: Protocol, path: str) -> None:
+    """Read the tokenizer and count until nobody asks any more."""
+    try:
+        tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_file(path)
+    except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
+        protocol.send("failed", message=str(error))
+        return
+    protocol.send("ready")
+    while (question := protocol.receive()) is not None:
+        protocol.send("tokens", count=len(tokenizer.encode(question["text"], add_special_tokens=False)))
+
+
+def main() -> NoReturn:
+    """Be the process that counts."""
+    protocol = take_protocol()
+    die_with_parent()
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            os.nice(NICENESS)
+    serve(protocol, sys.argv[1])
+    os._exit(0)  # the library's threads have nothing to finish
+
+
+if __name__ == "__main__":
+    main()

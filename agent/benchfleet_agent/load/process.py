@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import platform
 import sys
@@ -17,7 +16,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from benchfleet.failures import Reason, WorkFailed
-from benchfleet_agent.child import Protocol
+from benchfleet_agent.child import Protocol, json_line
 from benchfleet_agent.load.counting import Tokenizer
 from benchfleet_agent.load.feed import Feed, Pace
 from benchfleet_agent.load.record import StampSource
@@ -67,7 +66,7 @@ class Events:
 
 
 def _line(event: str, fields: Mapping[str, Any]) -> str:
-    return json.dumps({"event": event, **fields}) + "\n"
+    return json_line({"event": event, **fields})
 
 
 class Service:
@@ -78,6 +77,7 @@ class Service:
         self._kernel_wanted = kernel
         self._clients: list[Client] = []
         self._requesters: list[Requester] = []
+        self._tokenizer: Tokenizer | None = None
 
     def handle(self, command: Mapping[str, Any]) -> None:
         """Carry out one command; what cannot be done is answered with ``failed``."""
@@ -98,11 +98,13 @@ class Service:
             self._events.send("failed", {"command": name, "reason": Reason.INTERNAL, "message": message})
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and the process that counts."""
         for client in self._clients:
             with contextlib.suppress(Exception):
                 client.close()
-        self._clients, self._requesters = [], []
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+        self._clients, self._requesters, self._tokenizer = [], [], None
 
     def _open(self, settings: LoadSettings) -> None:
         forget_environment()
@@ -119,11 +121,11 @@ class Service:
         except OSError as error:
             message = f"finished requests cannot be written to {settings.spool_path}: {error.strerror or error}"
             raise WorkFailed(Reason.DISK_FULL if error.errno == errno.ENOSPC else Reason.INTERNAL, message) from None
-        count = Tokenizer(settings.tokenizer_path) if settings.tokenizer_path else None
+        self._tokenizer = tokenizer_of(settings)
         context = tls_context(settings)
         kernel = self._kernel_wanted and context is None and kernel_stamps_possible()
         self._clients = [Client(settings, kernel=kernel, ssl_context=context) for _ in range(settings.concurrency)]
-        self._requesters = [Requester(settings, client, count) for client in self._clients]
+        self._requesters = [Requester(settings, client, self._tokenizer) for client in self._clients]
         self._events.send(
             "opened",
             {
@@ -180,6 +182,24 @@ class Service:
                 wait_until(spec.scheduled_ns - LEAD_NS)
             record = worker.perform(spec)
             self._events.tell({"round_id": round_id, **record.to_dict()})
+
+
+def tokenizer_of(settings: LoadSettings) -> Tokenizer | None:
+    """What counts when the server does not; None without, or when the library cannot read it.
+
+    Raises `WorkFailed` as `Tokenizer` does when there is no such file or no library.
+    """
+    if settings.tokenizer_path is None:
+        return None
+    if not Path(settings.tokenizer_path).is_file():
+        raise WorkFailed(Reason.INVALID_SPEC, f"{settings.tokenizer_path} is no tokenizer.json: there is no such file")
+    try:
+        return Tokenizer(settings.tokenizer_path)
+    except WorkFailed as error:
+        if error.failure.reason is Reason.UNSUPPORTED:
+            raise
+        print(error.failure.message, file=sys.stderr)  # the records say `estimate`
+        return None
 
 
 def pace_of(command: Mapping[str, Any]) -> Pace:

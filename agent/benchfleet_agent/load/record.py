@@ -124,6 +124,8 @@ class RequestRecord:
     Empty when nothing was streamed."""
     piece_lengths: tuple[int, ...] = ()
     """Characters of ``text`` in each of these chunks: cuts the text into what arrived together."""
+    other_lengths: tuple[int, ...] = ()
+    """Characters of reasoning and tool-call text in each of them. Empty: there was none."""
     chunks: int = 0
     """Number of token-bearing chunks."""
     coalesced_chunks: int = 0
@@ -176,7 +178,7 @@ class RequestRecord:
         Raises TypeError for a missing field and ValueError for a word outside the closed lists.
         """
         known = {field.name: message[field.name] for field in dataclasses.fields(cls) if field.name in message}
-        for name in ("token_ns", "piece_lengths"):
+        for name in ("token_ns", "piece_lengths", "other_lengths"):
             known[name] = tuple(known.get(name, ()))
         for name, words in _WORDS.items():
             if known.get(name) is not None:

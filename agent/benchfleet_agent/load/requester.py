@@ -63,12 +63,13 @@ class Requester:
         return self._record(spec, exchange, answer, failure, end_ns)
 
     def _stream(self, body: dict[str, object], exchange: Exchange, answer: Answer) -> End:
-        token_ns = self._token_ns
+        token_ns = exchange.silence_limit_ns = self._token_ns
+        exchange.total_limit_ns = self._request_ns
         overall_ns = None
         seen = False
         for chunk in self._client.stream(body):
             seen = True
-            if answer.chunk(chunk, exchange.last_ns, exchange.reads):
+            if answer.chunk(chunk, exchange.last_ns, exchange.last_read):
                 if overall_ns is None:
                     overall_ns = (exchange.start_ns or 0) + self._request_ns
                 exchange.deadline_ns = min(overall_ns, exchange.last_ns + token_ns)
@@ -145,6 +146,7 @@ class Requester:
             end_ns=end_ns,
             token_ns=tuple(stamp - start_ns for stamp in answer.stamps),
             piece_lengths=tuple(answer.piece_lengths),
+            other_lengths=tuple(answer.other_lengths) if any(answer.other_lengths) else (),
             chunks=len(answer.stamps),
             coalesced_chunks=answer.coalesced_chunks,
             prompt_tokens=counts.prompt_tokens,

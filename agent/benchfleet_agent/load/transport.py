@@ -14,6 +14,7 @@ from time import perf_counter_ns
 import h11
 import httpx2
 
+from benchfleet_agent.load.held_back import held_back
 from benchfleet_agent.load.http_body import Body, BrokenBody
 from benchfleet_agent.load.wire import Connection, Exchange, Wire
 
@@ -99,19 +100,23 @@ class _Stream(httpx2.SyncByteStream):
         self._body = body
         self._connection = connection
         self._exchange = exchange
-        self._keep = exchange.content_type != "text/event-stream"
+        self._streamed = exchange.content_type == "text/event-stream"
 
     def __iter__(self) -> Iterator[bytes]:
         exchange = self._exchange
         with _translated():
-            for part in self._body:
-                if exchange.first_byte_ns is None:
-                    exchange.first_byte_ns = exchange.last_ns
-                if self._keep and len(exchange.unparsed) < MAXIMUM_UNPARSED_BYTES:
-                    exchange.unparsed += part
-                yield part
+            yield from held_back(self._parts(), exchange) if self._streamed else self._parts()
         exchange.body_ended = True
         exchange.done_ns = exchange.last_ns
+
+    def _parts(self) -> Iterator[bytes]:
+        exchange = self._exchange
+        for part in self._body:
+            if exchange.first_byte_ns is None:
+                exchange.first_byte_ns = exchange.last_ns
+            if not self._streamed and len(exchange.unparsed) < MAXIMUM_UNPARSED_BYTES:
+                exchange.unparsed += part
+            yield part
 
     def close(self) -> None:
         exchange = self._exchange

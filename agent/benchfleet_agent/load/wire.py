@@ -36,8 +36,8 @@ class Exchange:
 
     __slots__ = (
         "body_ended", "closed_early", "connect_duration_ns", "content_type", "deadline_ns", "done_ns", "draining",
-        "first_byte_ns", "headers_ns", "kernel_reads", "last_ns", "limit_ns", "location", "not_before_ns", "reads",
-        "sent_ns", "start_ns", "status", "unparsed",
+        "first_byte_ns", "headers_ns", "kernel_reads", "last_ns", "last_read", "limit_ns", "location", "not_before_ns",
+        "read_bytes", "reads", "sent_ns", "silence_limit_ns", "start_ns", "status", "total_limit_ns", "unparsed",
     )  # fmt: skip
 
     def __init__(self, limit_ns: int = NEVER_NS, not_before_ns: int = 0) -> None:
@@ -47,6 +47,10 @@ class Exchange:
         """When an open loop's request is due; it is made ready before and then held back until this moment."""
         self.deadline_ns = NEVER_NS
         """No read waits beyond this moment; the requester moves it on with every token."""
+        self.silence_limit_ns = NEVER_NS
+        """What moves the deadline on while parts are held back unparsed: from one read to the next."""
+        self.total_limit_ns = NEVER_NS
+        """From t0 to the end of the answer, whatever arrives."""
         self.connect_duration_ns: int | None = None
         self.start_ns: int | None = None
         self.sent_ns: int | None = None
@@ -54,8 +58,12 @@ class Exchange:
         self.first_byte_ns: int | None = None
         self.last_ns = 0
         """The stamp in force: when the bytes being parsed now arrived."""
+        self.last_read = 0
+        """The number of the read they arrived with."""
         self.done_ns: int | None = None
         self.reads = 0
+        self.read_bytes = 0
+        """The size of the newest read."""
         self.kernel_reads = 0
         self.status: int | None = None
         self.content_type = ""
@@ -117,6 +125,8 @@ class Connection:
             return data
         if data:  # an end of file carries no kernel stamp
             exchange.reads += 1
+            exchange.last_read = exchange.reads
+            exchange.read_bytes = len(data)
             exchange.kernel_reads += kernel_ns is not None
         exchange.last_ns = read_ns if kernel_ns is None else kernel_ns
         return data

@@ -97,6 +97,8 @@ class Endpoint:
     api_key: str = field(default="not-needed", repr=False)
     remote: bool = False
     """Not on the agent's host: no process metrics, and latencies include the network."""
+    tokenizer: Path | None = None
+    """The model's ``tokenizer.json`` where it is known apart from the model's directory."""
 
 
 @dataclass(frozen=True, slots=True)

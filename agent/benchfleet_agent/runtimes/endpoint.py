@@ -72,11 +72,15 @@ class EndpointSettings:
     api_key: str = field(default=NO_KEY, repr=False)
     timeout_s: float = TIMEOUT_S
     """For questions to the server; benchmark requests have their own limits."""
+    tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    """A ``tokenizer.json`` by model id or alias; ``*``: for any other."""
 
     @classmethod
-    def from_environment(cls, url: str, environment: Mapping[str, str] = os.environ) -> EndpointSettings:
+    def from_environment(
+        cls, url: str, tokenizers: Mapping[str, Path] | None = None, environment: Mapping[str, str] = os.environ
+    ) -> EndpointSettings:
         """Settings for a URL, with the key the environment holds."""
-        return cls(url, environment.get(API_KEY_VARIABLE, "").strip() or NO_KEY)
+        return cls(url, environment.get(API_KEY_VARIABLE, "").strip() or NO_KEY, tokenizers=tokenizers or {})
 
 
 class EndpointRuntime:
@@ -215,9 +219,12 @@ class EndpointRuntime:
         """Have the server take a model out of memory."""
         self.ask(lambda dialect: dialect.unload(model, UNLOAD_S))
 
-    def endpoint(self, ready: Ready, *, remote: bool) -> Endpoint:
+    def endpoint(self, model: Model, ready: Ready, *, remote: bool) -> Endpoint:
         """Where the load process sends requests for a model that is ready."""
-        return Endpoint(ready.base_url, ready.name, self._settings.api_key, is_remote(ready.base_url) or remote)
+        known = self._settings.tokenizers
+        tokenizer = known.get(model.variant) or known.get(model.alias) or known.get("*")
+        away = is_remote(ready.base_url) or remote
+        return Endpoint(ready.base_url, ready.name, self._settings.api_key, away, tokenizer)
 
     def owner(self, dialect: Dialect) -> port_owner.PortOwner:
         """The server's processes on this host."""
@@ -303,7 +310,7 @@ class EndpointSession:
 
         ready = self._runtime.ask(wait)
         self._to_unload = ready.loaded_here
-        endpoint = self._runtime.endpoint(ready, remote=bool(self._owner.forwarder))
+        endpoint = self._runtime.endpoint(self._model, ready, remote=bool(self._owner.forwarder))
         return Loaded(ready.load_ns, ready.execution_provider, endpoint)
 
     def _meet(self, dialect: Dialect) -> None:

@@ -29,6 +29,7 @@ from benchfleet_controller.report.cases import (
     notes_of,
     prompt_set_column,
     proof_column,
+    with_instrument,
 )
 from benchfleet_controller.report.sections import (
     LIFECYCLE_COLUMNS,
@@ -56,6 +57,7 @@ _SHOWN = tuple(
         ("rounds", "Rounds"),
         ("requests", "Requests"),
         ("ttft_p50_s", "TTFT p50 (s)"),
+        ("itl_p50_s", "ITL p50 (s)"),
         ("e2e_avg_s", "Latency avg (s)"),
         ("e2e_p95_s", "p95 (s)"),
         ("decode_tokens_per_s", "Tokens/s"),
@@ -142,7 +144,7 @@ def _table_text(cases: Sequence[Row], style: str) -> str:
     rows = [case_for_people(case) for case in cases]
     place = [column.name for column in _SHOWN].index("load")
     rates = [column.name for column in _SHOWN].index("decode_tokens_per_s") + 1
-    columns = (
+    shown = (
         *_SHOWN[:place],
         *proof_column(cases),
         *prompt_set_column(cases),
@@ -150,6 +152,7 @@ def _table_text(cases: Sequence[Row], style: str) -> str:
         *goodput_columns(cases),
         *_SHOWN[rates:],
     )
+    columns = with_instrument(shown, rows)
     notes = notes_of(rows, columns)
     notes += [limits_text(case["goodput"]["limits"]) for case in cases if case.get("goodput")][:1]
     failures = [

@@ -31,6 +31,7 @@ CASE_COLUMNS: tuple[str, ...] = (
     "energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens",
     "energy_reason", "decode_limit_ratio", "prefill_limit_ratio", "efficiency", "efficiency_reason", "device_name",
     "driver_version", "agent_version", "path", "marginal_per_token_j", "marginal_per_request_j", "marginal_reason",
+    "instrument_reason",
 )  # fmt: skip
 """Keys of a case in JSON and CSV, in this order; additions go to the end."""
 DOCUMENT_COLUMNS = (
@@ -41,7 +42,10 @@ DOCUMENT_COLUMNS = (
 
 _WITH_INTERVAL = ("ttft_p50_s", "e2e_avg_s", "decode_tokens_per_s")
 """What people see an interval of; more would hide the values."""
+_INSTRUMENT = {"ttft_p50_s": "ttft_error_s", "itl_p50_s": "itl_error_s"}
+"""What the instrument's own error is shown beside, and that error."""
 INTERVAL_NOTE = "± is half the 95 % interval, over rounds."
+INSTRUMENT_NOTE = "Instrument error: how far our own times may be off, the 99th percentile of its check."
 PERCENTILE_NOTE = "* n is too small for this percentile."
 
 
@@ -65,6 +69,9 @@ def case_for_people(case: Row) -> dict[str, Any]:
         elif metric.name in _WITH_INTERVAL and (ends := (case.get("intervals") or {}).get(metric.name)):
             text += f" ±{half_width(metric.name, ends)}"
         row[metric.name] = Figure(text)
+    for metric_name, error_name in _INSTRUMENT.items():
+        if (error := case.get(error_name)) is not None:
+            row[f"{metric_name}_instrument"] = Figure(f"±{error * 1e3:.3g} ms")
     good = case.get("goodput")
     if good:
         share = "" if good["good_ratio"] is None else f" ({good['good_ratio']:.0%})"
@@ -82,9 +89,23 @@ def half_width(name: str, ends: Sequence[float]) -> str:
 
 def notes_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     """What the marks in these columns mean, for those there are."""
-    figures = [value for row in rows for column in columns if isinstance(value := row.get(column.name), Figure)]
+    own = [column for column in columns if not column.name.endswith("_instrument")]
+    figures = [value for row in rows for column in own if isinstance(value := row.get(column.name), Figure)]
     notes = [INTERVAL_NOTE] if any("±" in figure for figure in figures) else []
+    if len(own) < len(columns):
+        notes.append(INSTRUMENT_NOTE)
     return [*notes, PERCENTILE_NOTE] if any(figure.endswith("*") for figure in figures) else notes
+
+
+def with_instrument(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns of rows for people, each followed by the instrument's error where it is known of any."""
+    found = []
+    for column in columns:
+        found.append(column)
+        name = f"{column.name}_instrument"
+        if any(row.get(name) is not None for row in rows):
+            found.append(Column(name, "instrument error"))
+    return found
 
 
 def prompt_set_column(cases: Sequence[Row]) -> tuple[Column, ...]:

@@ -20,7 +20,13 @@ from benchfleet_controller import metrics as registry
 from benchfleet_controller.findings import findings
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.report import charts
-from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
+from benchfleet_controller.report.cases import (
+    case_for_people,
+    goodput_columns,
+    notes_of,
+    prompt_set_column,
+    with_instrument,
+)
 from benchfleet_controller.report.data import ReportData
 from benchfleet_controller.report.exports import Column, Figure, Row, clean, human, to_json
 from benchfleet_controller.report.matrix import SYMBOLS, matrix_of, word
@@ -207,7 +213,7 @@ def _results(cases: Sequence[Row]) -> tuple[_Table, str]:
         *(Column(*pair) for pair in _NAMES),
         *prompt_set_column(cases),
         *goodput_columns(cases),
-        *(Column(name, registry.BY_NAME[name].label) for name in _MEASURED),
+        *with_instrument([Column(name, registry.BY_NAME[name].label) for name in _MEASURED], rows),
         *(Column(*pair) for pair in _COUNTED),
     ]
     return _table_of("Results of each case", rows, columns), " ".join(notes_of(rows, columns))

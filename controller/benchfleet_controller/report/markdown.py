@@ -7,11 +7,16 @@ from typing import Any
 
 from benchfleet_controller.compare import Verdict
 from benchfleet_controller.findings import findings
-from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
+from benchfleet_controller.report.cases import (
+    case_for_people,
+    goodput_columns,
+    notes_of,
+    prompt_set_column,
+    with_instrument,
+)
 from benchfleet_controller.report.data import ReportData, comparison_rows
 from benchfleet_controller.report.exports import (
     Column,
-    Figure,
     Row,
     clean,
     human,
@@ -122,12 +127,10 @@ def _findings_part(data: ReportData) -> list[str]:
 
 
 def _results_part(data: ReportData) -> list[str]:
-    rows = [case_for_people(case) | {"instrument": _instrument(case)} for case in data.cases]
+    rows = [case_for_people(case) for case in data.cases]
     prompts = prompt_set_column(data.cases)
     summary = (*_SUMMARY, *prompts, *goodput_columns(data.cases))
-    place = [column.name for column in _DETAIL].index("ttft_p50_s") + 1
-    instrument = (Column("instrument", "TTFT instrument error"),) if any(row["instrument"] for row in rows) else ()
-    detail = (*_DETAIL[:place], *instrument, *_DETAIL[place:], *prompts)
+    detail = (*with_instrument(_DETAIL, rows), *prompts)
     notes = notes_of(rows, (*summary, *detail))
     return [
         "## Results\n",
@@ -136,11 +139,6 @@ def _results_part(data: ReportData) -> list[str]:
         *([" ".join(notes) + "\n"] if notes else []),
         render_table(rows, detail, "md"),
     ]
-
-
-def _instrument(case: Row) -> Figure | None:
-    error = case.get("ttft_error_s")
-    return None if error is None else Figure(f"±{error * 1e3:.3g} ms")
 
 
 def _host(host: Row) -> dict[str, Any]:

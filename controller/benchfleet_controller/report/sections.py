@@ -87,6 +87,12 @@ def certificate_section(certificates: Sequence[Row], cases: Sequence[Row], *, as
         for row in certificates
         if row.get("failure_reason")
     ]
+    checked = {str(row["host"]) for row in rows}
+    notes += dict.fromkeys(
+        f"{case['host']}: no error is known for {case.get('model')}: {reason}"
+        for case in cases
+        if (reason := case.get("instrument_reason")) and str(case["host"]) in checked
+    )
     without = [host for host in hosts if host not in {str(row["host"]) for row in certificates}]
     if without:
         why = "the plan did not ask for it" if asked is False else "no certificate was recorded"
@@ -202,7 +208,7 @@ _MORE_MEMORY = {
 def lifecycle_sections(cases: Sequence[Row], stages: Sequence[Row]) -> list[Section]:
     """Cold and warm times, and memory by stage, of the cases that tell any."""
     rows = [
-        row | {"load": load_shape(row)}
+        row | {"load": load_shape(row), "page_cache": _page_cache(row)}
         for row in lifecycle_rows(cases, stages)
         if any(row[name] is not None for name in ("page_cache_ratio", "idle_ttft_s", "unload_s", "ram_loaded_bytes"))
     ]
@@ -217,6 +223,13 @@ def lifecycle_sections(cases: Sequence[Row], stages: Sequence[Row]) -> list[Sect
             more = [column for column in _MORE_MEMORY[kind] if any(row[column.name] is not None for row in rows)]
             found.append(Section(name, rows, (*what, *columns, *more)))
     return found
+
+
+def _page_cache(row: Row) -> str | None:
+    """What became of the page cache: whether it was dropped is known only by what it held when loading began."""
+    if row.get("page_cache") == "dropped" and row.get("page_cache_ratio") is None:
+        return "asked to drop, not known"
+    return None if row.get("page_cache") is None else str(row["page_cache"])
 
 
 _ENERGY = tuple(

@@ -36,7 +36,7 @@ _RENAMED = {
 _EMPTY_IS_NULL = frozenset(
     {"tokens_source", "accounting", "finish_reason", "stamp_source", "prompt_prefix", "answer_sha256"}
 )
-_LISTS = {"token_offset_ns": np.int64, "piece_length": np.int32}
+_LISTS = {"token_offset_ns": np.int64, "piece_length": np.int32, "other_length": np.int32}
 _ELSEWHERE = frozenset({"run_id", "job_id", "warmup", "reason", "message"}) | _LISTS.keys()
 
 

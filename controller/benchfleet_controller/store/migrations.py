@@ -39,8 +39,8 @@ def m004_conditions(connection: duckdb.DuckDBPyConnection) -> None:
     _declared(connection, 4)
 
 
-def m005_server_timings(connection: duckdb.DuckDBPyConnection) -> None:
-    """What servers say of their own times; models unloaded in a pause."""
+def m005_observations(connection: duckdb.DuckDBPyConnection) -> None:
+    """What servers say of their own times; models unloaded in a pause; lengths of reasoning and tool-call text."""
     _declared(connection, 5)
 
 
@@ -56,7 +56,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m002_measurement,
     m003_baselines,
     m004_conditions,
-    m005_server_timings,
+    m005_observations,
 )
 LATEST = len(MIGRATIONS)
 _VIEWS_NAME = "views " + hashlib.sha256(repr((VIEWS, [m.name for m in SAMPLE_METRICS])).encode()).hexdigest()[:16]

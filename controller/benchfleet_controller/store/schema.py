@@ -292,6 +292,7 @@ server_prefill_s DOUBLE what the server itself says prefill took, in seconds; NU
 server_decode_s DOUBLE what the server itself says decoding took, in seconds; NULL it does not say
 server_prefill_tokens INTEGER prompt tokens it computed in that prefill, not from its cache; NULL it does not say
 server_decode_tokens INTEGER tokens it computed in that decoding; NULL it does not say
+other_length INTEGER[] characters of reasoning and tool-call text in each of these chunks; NULL there was none
 """,
         since=5,
     ),

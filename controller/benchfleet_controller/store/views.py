@@ -32,8 +32,9 @@ SELECT
        WHEN accounting = 'fewer_chunks_than_tokens' THEN 'chunks' END AS rate_basis,
   CASE WHEN rate_tokens > 1 AND token_offset_ns[-1] > token_offset_ns[1]
        THEN (token_offset_ns[-1] - token_offset_ns[1]) / 1e9 END AS decode_s,
-  CASE WHEN rate_tokens > len(token_offset_ns) AND list_min(piece_length) > 0
-       THEN rate_tokens * (1 - piece_length[1] / list_sum(piece_length))
+  CASE WHEN rate_tokens > len(token_offset_ns) AND (other_length IS NOT NULL OR list_min(piece_length) > 0)
+       THEN rate_tokens * (1 - (piece_length[1] + coalesce(other_length[1], 0))
+                               / (list_sum(piece_length) + coalesce(list_sum(other_length), 0)))
        ELSE rate_tokens - 1 END AS decode_tokens,
   decode_s / decode_tokens AS tpot_s,
   decode_tokens / decode_s AS decode_tokens_per_s,
@@ -49,12 +50,29 @@ SELECT
 FROM requests
 """
 
-# Of the certificates of the job, the one whose load comes closest from below; alone is always among them.
+# Of the certificates of the job with stamps of that source, the one whose load comes closest from below; alone is
+# always among them.
 _CERTIFICATE_PART = """
-SELECT c.case_id, max_by(k.ttft_error_p99_ns, k.concurrency) / 1e9 AS ttft_error_s,
+SELECT c.case_id, k.stamp_source, max_by(k.ttft_error_p99_ns, k.concurrency) / 1e9 AS ttft_error_s,
        max_by(k.itl_error_p99_ns, k.concurrency) / 1e9 AS itl_error_s
 FROM cases c JOIN certificates k ON k.job_id = c.job_id AND k.concurrency <= c.concurrency
-WHERE k.failure_reason IS NULL GROUP BY c.case_id
+WHERE k.failure_reason IS NULL GROUP BY c.case_id, k.stamp_source
+"""
+
+_CERTIFIED_PART = """
+SELECT job_id, string_agg(DISTINCT stamp_source, ' and ' ORDER BY stamp_source)
+         FILTER (WHERE failure_reason IS NULL) AS sources,
+       any_value(failure_reason) AS failure
+FROM certificates GROUP BY job_id
+"""
+
+# Why a case with stamps has no certificate that describes it.
+_CERTIFICATE_REASON = """
+CASE WHEN k.ttft_error_s IS NOT NULL OR coalesce(q.stamp_source, c.stamp_source) IS NULL THEN NULL
+     WHEN m.sources IS NOT NULL THEN 'the certificate is of ' || m.sources || ' stamps, the case has '
+                                     || coalesce(q.stamp_source, c.stamp_source)
+     WHEN m.failure IS NOT NULL THEN 'the instrument could not be checked: ' || m.failure
+     ELSE 'the instrument was not checked' END
 """
 
 # What the runtime held at each stage of a case.
@@ -137,13 +155,16 @@ SELECT
   s.vram_basis, s.vram_given_back_bytes, s.busy_cores,
   c.path, c.keep_warm_period_s, c.conditions, c.device_libraries, c.evidence, c.forecast,
   w.quality_ratio, coalesce(w.quality_n, 0) AS quality_n, w.quality_source,
-  q.server_prefill_avg_s, q.server_decode_tokens_per_s, u.unloads
+  q.server_prefill_avg_s, q.server_decode_tokens_per_s, u.unloads,
+  {_CERTIFICATE_REASON} AS instrument_reason
 FROM cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
   ON h.fingerprint = j.fingerprint
 LEFT JOIN ({case_requests}) q ON q.case_id = c.case_id
-LEFT JOIN ({_CERTIFICATE_PART}) k ON k.case_id = c.case_id
+LEFT JOIN ({_CERTIFICATE_PART}) k
+  ON k.case_id = c.case_id AND k.stamp_source = coalesce(q.stamp_source, c.stamp_source)
+LEFT JOIN ({_CERTIFIED_PART}) m ON m.job_id = c.job_id
 LEFT JOIN ({_ROUND_PART}) o ON o.case_id = c.case_id
 LEFT JOIN ({_QUALITY_PART}) w ON w.case_id = c.case_id
 LEFT JOIN ({_UNLOADS_PART}) u ON u.case_id = c.case_id

@@ -32,6 +32,7 @@ def test_a_file_is_read_and_flags_win_over_it(tmp_path: Path) -> None:
         ('[runtime.foundry]\ncpus = ["0"]', "list of processor numbers"),
         ("model_roots = [1]", "list of strings"),
         ("listen = ", "not TOML"),
+        ('[runtime.endpoint]\ntokenizers = { "qwen" = "/nowhere" }', "'/nowhere' for qwen is no file on this host"),
         ("[runtime.endpoint]\nallow = [1]", "runtime.endpoint.allow must be a list of strings"),
         ("[journal]\nmax_byte = 1", "did you mean journal.max_bytes"),
         ('[journal]\nmax_bytes = "eight"', 'such as "8 GiB" or "unlimited"'),

@@ -141,7 +141,7 @@ def test_remote_means_not_loopback(url: str, remote: bool) -> None:
 
 
 def test_the_key_comes_from_the_environment_and_never_shows() -> None:
-    settings = EndpointSettings.from_environment("http://127.0.0.1:1", {API_KEY_VARIABLE: " hunter2\n"})
+    settings = EndpointSettings.from_environment("http://127.0.0.1:1", environment={API_KEY_VARIABLE: " hunter2\n"})
     runtime = runtime_with(listing("m"), "http://127.0.0.1:1", api_key=settings.api_key)
     loaded = runtime.open(runtime.resolve("m", None), Placement()).load(1.0)
     assert loaded.endpoint.api_key == "hunter2"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Placement
 from benchfleet_agent.runtimes.dialects import Client, Dialect, Ready
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSession, EndpointSettings
+
+SOME = Model("m", "m")
 
 
 class SlowDialect(Dialect):
@@ -27,12 +31,12 @@ class SlowDialect(Dialect):
         self.unloaded.set()
 
 
-def slow_session() -> tuple[EndpointSession, SlowDialect]:
-    runtime = EndpointRuntime(EndpointSettings("http://127.0.0.1:9"))
+def slow_session(model: Model = SOME, **settings: Any) -> tuple[EndpointSession, SlowDialect]:
+    runtime = EndpointRuntime(EndpointSettings("http://127.0.0.1:9", **settings))
     assert runtime._client is not None
     runtime._dialect = dialect = SlowDialect(runtime._client)
     runtime._detected = runtime._clock()
-    return runtime.open(Model("m", "m"), Placement()), dialect
+    return runtime.open(model, Placement()), dialect
 
 
 @pytest.mark.parametrize("killed", [True, False])
@@ -55,3 +59,24 @@ def test_what_the_case_loaded_is_unloaded_once_at_the_latest_when_it_closes() ->
     session.close(1.0)
     assert dialect.unloaded.is_set()
     assert session.unload(1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        (Model("qwen", "qwen-4bit"), "of-variant"),
+        (Model("phi", "phi-4bit"), "of-alias"),
+        (Model("m", "m"), "of-others"),
+    ],
+)
+def test_the_tokenizer_that_the_owner_named_for_a_model_goes_with_it(model: Model, file: str) -> None:
+    named = {"qwen-4bit": Path("of-variant"), "phi": Path("of-alias"), "*": Path("of-others")}
+    session, dialect = slow_session(model, tokenizers=named)
+    dialect.let.set()
+    assert session.load(10.0).endpoint.tokenizer == Path(file)
+
+
+def test_without_one_there_is_none() -> None:
+    session, dialect = slow_session()
+    dialect.let.set()
+    assert session.load(10.0).endpoint.tokenizer is None

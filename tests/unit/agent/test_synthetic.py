@@ -37,6 +37,18 @@ def test_prompts_have_exactly_the_wanted_length_after_a_few_questions(wanted: in
     assert [prompt.prompt_id for prompt in prompts] == ["synthetic-1", "synthetic-2", "synthetic-3"]
 
 
+def test_words_that_defeat_prefix_caches_are_part_of_the_wanted_length() -> None:
+    server = Server()
+    starts = iter(range(100))
+
+    (prompt,) = compose(
+        SyntheticOrder(128, 1), "42", lambda text: server.count(words.prefix("calibration", next(starts)) + text)
+    )
+
+    text = prompt.messages[0]["content"]
+    assert [server.count(words.prefix("42/counted/0", position) + text) for position in range(5)] == [128] * 5
+
+
 def test_a_length_the_vocabulary_cannot_meet_gives_the_nearest() -> None:
     server = Server(per_word=2.0)
     (prompt,) = compose(SyntheticOrder(TEMPLATE + 101, 1), "42", server.count)

@@ -146,18 +146,23 @@ def test_a_nearer_peer_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "kept"),
+    ("shape", "rate", "kept"),
     [
-        (Rate(100.9, 100.0, "consistent"), True),
-        (Rate(101.1, 100.0, "consistent"), False),
-        (Rate(105.0, 100.0, "several_tokens_per_chunk"), True),
-        (Rate(None, 100.0, "consistent"), False),
-        (Rate(105.0, 100.0, ""), False),
+        ("multi4", Rate(100.9, 100.0, "consistent"), True),
+        ("multi4", Rate(101.1, 100.0, "consistent"), False),
+        ("multi4", Rate(100.9, 100.0, "several_tokens_per_chunk"), True),
+        ("multi4", Rate(105.0, 100.0, "several_tokens_per_chunk"), False),
+        ("no usage", Rate(105.0, 100.0, "no_usage"), False),
+        ("hidden", Rate(105.0, 100.0, "hidden_tokens"), True),
+        ("hidden", Rate(105.0, 100.0, "consistent"), False),
+        ("hidden", Rate(100.9, 100.0, ""), True),
+        ("multi4", Rate(None, 100.0, "consistent"), False),
+        ("hidden", Rate(None, 100.0, ""), False),
     ],
 )
-def test_a_rate_must_be_true_or_say_that_it_may_not_be(rate: Rate, kept: bool) -> None:
+def test_a_rate_must_be_true_or_where_nobody_can_see_it_say_so(shape: str, rate: Rate, kept: bool) -> None:
     found = results(figures(0.25, 0.001, 0.05))
-    found.rates[OURS] = {"multi4": rate}
+    found.rates[OURS] = {shape: rate}
 
     assert (missed(found) == []) is kept
 
@@ -203,6 +208,7 @@ def test_the_page_says_what_is_missing_and_why() -> None:
     page = report(found, judge(found), [ours.CLIENT, aiperf.CLIENT], QUICK, 7)
 
     assert "guidellm is unavailable: no matching distribution" in page
+    assert "guidellm was not run: its environment takes 6 GB" in page
     assert "genai-bench, 32 streams: killed" in page
     assert "| benchfleet | 0.250 | 0.250 | 0.250 | 0.001 | 0.001 | 0.001 | – |" in page
     assert "+0.2% ✓ (hidden_tokens)" in page

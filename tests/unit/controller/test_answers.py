@@ -18,6 +18,7 @@ from benchfleet_controller.capacity import Limits
 from benchfleet_controller.commands import UsageError
 from benchfleet_controller.commands.answers import limits_of, report_data, run_text, show
 from benchfleet_controller.report import CASE_COLUMNS, render_report
+from benchfleet_controller.report.cases import INTERVAL_NOTE
 from benchfleet_controller.results import results_of
 from benchfleet_controller.store import Store
 from fakes.events import JobEvents, S, failed_request, ok_request, spec
@@ -39,10 +40,10 @@ def _case(job: JobEvents, case_id: str, rounds: Sequence[Sequence[Any]], wall_s:
     job.case_finished(case_id)
 
 
-def _certificate(job: JobEvents, concurrency: int, ttft_error_ns: int) -> None:
+def _certificate(job: JobEvents, concurrency: int, ttft_error_ns: int, stamps: str = "socket") -> None:
     job.add(
         certificate_recorded=event_pb2.CertificateRecorded(
-            concurrency=concurrency, request_count=6, stamp_source="kernel", ttft_error_p50_ns=ttft_error_ns // 2,
+            concurrency=concurrency, request_count=6, stamp_source=stamps, ttft_error_p50_ns=ttft_error_ns // 2,
             ttft_error_p99_ns=ttft_error_ns, itl_error_p99_ns=20_000, jitter_ns=10_000, cpu_per_token_ns=300_000,
             rss_bytes=50 << 20,
         )
@@ -152,13 +153,13 @@ def test_people_see_half_intervals_marks_and_what_they_mean(lab: Store) -> None:
     row = next(line for line in text.splitlines() if "tiny" in line)
     assert "0.200 ±0.100" in row
     assert "0.600*" in row  # the p95 of 12 latencies
-    assert "±" in text.split("Instrument")[0].splitlines()[-2]
+    assert INTERVAL_NOTE in text
     assert "* n is too small for this percentile." in text
 
 
 def test_the_certificate_is_shown_and_said_where_there_is_none(lab: Store, tmp_path: Path) -> None:
-    line = run_text(lab, "r1", "table").split("Instrument", 1)[1].splitlines()[2]
-    assert line.split() == ["h1.lab", "1", "0.2", "ms", "0.4", "ms", "0.02", "ms", "0.01", "ms", "kernel", "0.3", "ms",
+    line = run_text(lab, "r1", "table").split("Instrument: ", 1)[1].splitlines()[2]
+    assert line.split() == ["h1.lab", "1", "0.2", "ms", "0.4", "ms", "0.02", "ms", "0.01", "ms", "socket", "0.3", "ms",
                             "50", "MiB"]  # fmt: skip
 
     job = JobEvents("j2")
@@ -170,6 +171,43 @@ def test_the_certificate_is_shown_and_said_where_there_is_none(lab: Store, tmp_p
     text = run_text(_store(tmp_path / "other", job), "r2", "table")
     assert "h1.lab: not checked: no port is free" in text
     assert "warning: h1.lab: the agent could not measure its own time stamps: no port is free" in text
+
+
+def test_the_instruments_error_stands_beside_what_it_is_of(lab: Store) -> None:
+    head, values = run_text(lab, "r1", "table").splitlines()[:2]
+    assert head.count("instrument error") == 2
+    assert values.index("±0.4 ms") < values.index("±0.02 ms")
+    assert head.index("TTFT p50") < head.index("instrument error") < head.index("ITL p50")
+    assert "| ±0.4 ms |" in render_report(report_data(lab, "r1"), ".md")
+    assert "| ±0.02 ms |" in render_report(report_data(lab, "r1"), ".md")
+
+
+@pytest.mark.parametrize(
+    ("certified", "measured", "error_s", "reason"),
+    [
+        (["kernel"], "kernel", 0.0004, None),
+        (["kernel"], "socket", None, "the certificate is of kernel stamps, the case has socket"),
+        (["kernel", "socket"], "socket", 0.0004, None),
+        ([], "socket", None, "the instrument was not checked"),
+    ],
+)
+def test_a_certificate_of_other_stamps_describes_no_case(
+    tmp_path: Path, certified: list[str], measured: str, error_s: float | None, reason: str | None
+) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1"))
+    for stamps in certified:
+        _certificate(job, 1, 400_000, stamps)
+    _case(job, "c1", [[_answer("q1", 0, 0.1, stamp_source=measured)]])
+    store = _store(tmp_path, job)
+
+    (case,) = store.case_results(["r1"])
+
+    assert (case["ttft_error_s"], case["instrument_reason"]) == (error_s, reason)
+    assert (case["itl_error_s"] is None) == (error_s is None)
+    assert bool(certified and reason) == (
+        f"h1.lab: no error is known for tiny: {reason}" in run_text(store, "r1", "table")
+    )
 
 
 def test_a_plan_that_asked_for_no_certificate_says_so(lab: Store) -> None:
@@ -335,6 +373,23 @@ def test_the_lifecycle_reads_well_and_is_in_the_report(tmp_path: Path, capsys: p
     assert "## Memory of the devices by stage" in markdown
     stages = json.loads(render_report(report_data(store, "r1"), ".json"))["stages"]
     assert [row["phase"] for row in stages if row["rss_peak_bytes"]] == ["load", "loaded", "round", "after"]
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(0.02, "dropped"), (None, "asked to drop, not known")])
+def test_the_page_cache_was_dropped_only_if_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: float | None, said: str
+) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1", drop_page_cache=True))
+    job.case_started("c1")
+    loaded = event_pb2.ModelLoaded(case_id="c1", start_ns=0, end_ns=S, load_duration_ns=S, page_cache_ratio=ratio)
+    job.add(model_loaded=loaded)
+    job.round("c1", "r1", 0, 3, 4, [_answer("q1", 3, 0.1)])
+    job.case_finished("c1", unload_duration_ns=S)
+
+    (line,) = _show(_store(tmp_path, job), "table", capsys, lifecycle=True).splitlines()[2:3]
+
+    assert f" {said} " in line
 
 
 def test_the_show_command_takes_limits(lab: Store, capsys: pytest.CaptureFixture[str]) -> None:

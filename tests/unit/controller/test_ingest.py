@@ -186,6 +186,17 @@ def test_an_answer_in_one_piece_has_latency_but_no_token_times(store: Store) -> 
             30,
             "output",
         ),
+        (
+            {
+                "tokens": 9,
+                "visible_token_count": None,
+                "accounting": "several_tokens_per_chunk",
+                "piece_length": [0, 4, 8],
+                "other_length": [8, 4, 0],
+            },
+            30,
+            "output",
+        ),
         ({"tokens": 3, "piece_length": [9, 1, 1]}, 10, "output"),  # a chunk a token: how long they are says nothing
         ({"tokens": 9, "visible_token_count": None, "accounting": "fewer_chunks_than_tokens"}, 10, "chunks"),
         ({"tokens": 2, "visible_token_count": None, "accounting": "more_chunks_than_tokens"}, 5, "output"),

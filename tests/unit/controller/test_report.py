@@ -51,7 +51,18 @@ def case(case_id: str, **fields: Any) -> dict[str, Any]:
 
 def data() -> ReportData:
     cases = [
-        case("c1", rounds=3, e2e_avg_s=0.5, e2e_p95_s=0.75, ttft_avg_s=0.1, ram_peak_bytes=1 << 28, warmup_rounds=1),
+        case(
+            "c1",
+            rounds=3,
+            e2e_avg_s=0.5,
+            e2e_p95_s=0.75,
+            ttft_avg_s=0.1,
+            ram_peak_bytes=1 << 28,
+            warmup_rounds=1,
+            itl_p50_s=0.01,
+            ttft_error_s=0.0004,
+            itl_error_s=0.00002,
+        ),
         case("c2", host="b", rounds=3, ttft_p50_s=0.2, decode_tokens_per_s=50.0, warmup_rounds=1),
         case("c3", host="b", model="big", status="failed", reason="load_failed", message="no | room", requests=0),
     ]
@@ -63,7 +74,14 @@ def data() -> ReportData:
     comparison = compare(cases, ("host",), None, ["ttft_p50_s", "decode_tokens_per_s"])
     answers = [{"case_id": "c1", "prompt_id": "p1", "text": "Blue\n<b>sky</b>", "reasoning_text": ""}]
     failures = [{"case_id": "c2", "reason": "http_error", "n": 2, "message": "HTTP 500"}]
-    return ReportData(run, [host], cases, comparison, check(cases, [host]), answers, failures)
+    certificates = [
+        {"host": "a", "concurrency": 1, "stamp_source": "socket", "ttft_error_p50_s": 0.0002,
+         "ttft_error_p99_s": 0.0004, "itl_error_p50_s": 0.00001, "itl_error_p99_s": 0.00002, "jitter_s": 0.00001,
+         "cpu_per_token_s": 0.0003, "rss_bytes": 50 << 20, "failure_reason": None},
+        {"host": "b", "failure_reason": "internal", "failure_message": "no port is free"},
+    ]  # fmt: skip
+    warnings = check(cases, [host], certificates)
+    return ReportData(run, [host], cases, comparison, warnings, answers, failures, certificates=certificates)
 
 
 def test_tables_are_aligned_and_carry_no_escapes() -> None:
