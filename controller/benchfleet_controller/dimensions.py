@@ -21,6 +21,8 @@ CONDITIONS = (
 
 _HELD = {"host": "host", "model": "model_asked", "device": "device_asked", "runtime": "runtime", "path": "path"}
 _FOUND = {"ep": "execution_provider", "variant": "variant", "quantisation": "quantisation", "driver": "driver_version"}
+FOUND = frozenset(_FOUND)
+"""Dimensions that only a case that ran has."""
 _SHOWN = {"device": "device", "model": "model"}
 _RUNS = {"run": "run_id", "name": "run_name", "case": "case_id"}
 _DEFAULTS = {"path": "http"}

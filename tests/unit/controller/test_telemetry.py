@@ -112,7 +112,7 @@ def test_a_cpu_case_is_not_charged_for_the_board_alone(tmp_path: Path) -> None:
     assert row.why.startswith("the device is contradicted")
     sure = {"device_proof": "confirmed"}
     (_, row) = compare([case | {"host": "z"} | sure, case | sure], ("host",), "z", ["energy_per_token_j"]).rows
-    assert row.why == f"unmeasured here: {case['energy_reason']}"
+    assert row.why == f"unmeasured on both sides: {case['energy_reason']}"
 
 
 def test_energies_of_different_scopes_are_not_compared(tmp_path: Path) -> None:
