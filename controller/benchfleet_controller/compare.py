@@ -35,7 +35,16 @@ from benchfleet_controller.dimensions import (
 from benchfleet_controller.ratio_error import ratio_error
 from benchfleet_controller.verdicts import MOST_ROUNDS_ADVISED, decided
 
-__all__ = ["FEWEST_ROUNDS", "MOST_ROUNDS_ADVISED", "THRESHOLD", "Compared", "Comparison", "Rounds", "Verdict", "compare"]
+__all__ = [
+    "FEWEST_ROUNDS",
+    "MOST_ROUNDS_ADVISED",
+    "THRESHOLD",
+    "Compared",
+    "Comparison",
+    "Rounds",
+    "Verdict",
+    "compare",
+]
 
 Row = Mapping[str, Any]
 

@@ -80,10 +80,17 @@ class Compared:
     """Whether the rank test could have agreed that there is a difference, and does not."""
     more_rounds: int | None = None
     """About how many rounds more on each side would decide, when inconclusive; None: cannot be said."""
+    advice: str = ""
+    """What would help to decide, when inconclusive; empty: nothing that can be said."""
     failures: Failures | None = None
     """Requests that failed on each side; None: there is no baseline."""
     missing: bool = False
     """Whether the baseline ran this and the group did not, or nothing of it succeeded."""
+
+    @property
+    def explanation(self) -> str:
+        """Why, and what would help."""
+        return "; ".join(part for part in (self.why, self.advice) if part)
 
     @property
     def testable(self) -> bool:

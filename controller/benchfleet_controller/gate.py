@@ -107,14 +107,16 @@ def _of_metric(row: Compared, limit: float) -> tuple[Outcome, str]:
         return Outcome.PASSED, "0 on both sides"
     alone, joint = row.interval_at(SIGNIFICANCE), row.joint
     if not row.sound or row.ratio is None or alone is None or joint is None:
-        return Outcome.UNDECIDED, row.why or "there is no interval"
+        return Outcome.UNDECIDED, row.explanation or "there is no interval"
     sign = 1 if registry.BY_NAME[row.metric].better is registry.Better.LOWER else -1
     least, most = sorted(sign * (end - 1) for end in (joint.low, joint.high))
-    said = f"{_worse(sign * (row.ratio - 1))} ({_worse(least)} to {_worse(most)}); detectable: {row.detectable_ratio:.1%}"
+    said = (
+        f"{_worse(sign * (row.ratio - 1))} ({_worse(least)} to {_worse(most)}); detectable: {row.detectable_ratio:.1%}"
+    )
     if max(sign * (end - 1) for end in (alone.low, alone.high)) <= limit:
         return Outcome.PASSED, said
     if least <= limit:
-        return Outcome.UNDECIDED, said
+        return Outcome.UNDECIDED, "; ".join(part for part in (said, row.advice) if part)
     if row.rank_denies:
         return Outcome.UNDECIDED, f"{said}; a rank test over the rounds does not agree (p = {row.p_value:.2g})"
     return Outcome.REGRESSED, said
@@ -122,4 +124,3 @@ def _of_metric(row: Compared, limit: float) -> tuple[Outcome, str]:
 
 def _worse(share: float) -> str:
     return f"{abs(share):.1%} {'worse' if share > 0 else 'better'}" if round(share, 3) else "0.0%"
-

@@ -328,8 +328,8 @@ GATED = (
     "e2e_avg_s", "ttft_p50_s", "decode_tokens_per_s", "output_tokens_per_s", "ram_peak_bytes", "vram_peak_bytes",
     "quality_ratio",
 )  # fmt: skip
-"""What the regression gate judges when nobody asks for more or less: what a few rounds can decide. Left out are what has
-one value a case, percentiles that take many requests, energy, which few hosts meter well, and what says the same again.
+"""What the regression gate judges when nobody asks for more or less: what a few rounds can decide. Left out are what
+has one value a case, percentiles that take many requests, energy, which few hosts meter well, and what says it again.
 """
 
 ENERGY_METRICS = ("energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens")

@@ -73,11 +73,10 @@ def ratio_error(values: tuple[Floats, Floats], baseline: tuple[Floats, Floats]) 
 
     None: a side has fewer than 2 measured rounds, or a mean below 0, or at 0 although rounds differ.
     """
-    sides = (_relative_variance(*values), _relative_variance(*baseline))
-    if sides[0] is None or sides[1] is None:
+    here, there = _relative_variance(*values), _relative_variance(*baseline)
+    if here is None or there is None:
         return None
-    (here, n), (there, m) = sides
-    return RatioError(math.sqrt(here + there), here, there, (n, m))
+    return RatioError(math.sqrt(here[0] + there[0]), here[0], there[0], (here[1], there[1]))
 
 
 def _relative_variance(values: Floats, weights: Floats) -> tuple[float, int] | None:

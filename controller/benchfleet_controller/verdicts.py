@@ -74,8 +74,8 @@ def _with_advice(row: Compared) -> Compared:
     if more <= FEWEST_ROUNDS - min(row.rounds, row.baseline_rounds):
         return row  # the reason says as much
     what = "run" if registry.BY_NAME[row.metric].by_round is None else "round"
-    would = "would decide" if row.sound else "would be enough of them"
-    return dataclasses.replace(row, why=f"{row.why}; about {more} more {what}{'s' * (more > 1)} on each side {would}")
+    would = "would decide" if row.sound else "would be enough"
+    return dataclasses.replace(row, advice=f"about {more} more {what}{'s' * (more > 1)} on each side {would}")
 
 
 def _missing_rounds(row: Compared) -> int:

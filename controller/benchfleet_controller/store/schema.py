@@ -337,7 +337,7 @@ BASELINES = Table(
     "Named results that later runs are compared with.",
     _columns("""
 name VARCHAR what people call it
-run_id VARCHAR the run it was made of, which may be in another database
+run_id VARCHAR the run it was made of; empty: of a file, which does not say
 cases INTEGER how many cases it holds
 document VARCHAR the baseline as JSON, as `benchfleet baseline export` writes it
 set_at TIMESTAMPTZ when it was set or imported

@@ -89,9 +89,8 @@ def test_percentiles_need_enough_values_and_single_values_are_inconclusive() -> 
     cases = [case(name, host=name, e2e_p95_s=1.0, e2e_n=12) for name in ("c1", "c2")]
     few = compare(cases, ("host",), None, ["e2e_p95_s"], values).rows[1]
     assert (few.verdict, few.sound, few.more_rounds) == (Verdict.INCONCLUSIVE, False, 2)  # 4 values a round, 20 needed
-    assert few.why == (
-        "too few values for the 95% percentile (12); about 2 more rounds on each side would be enough of them"
-    )
+    assert few.why == "too few values for the 95% percentile (12)"
+    assert few.advice == "about 2 more rounds on each side would be enough"
     load = run({"load_s": 2.0}, (), "load_s")
     assert (load.verdict, load.ratio) == (Verdict.INCONCLUSIVE, 2.0)
     assert load.why == "one value a case: 3 runs on each side are needed"
@@ -177,7 +176,7 @@ def test_an_inconclusive_row_says_how_many_more_rounds_would_decide() -> None:
     row = run({"ttft_p50_s": 0.105}, (0.09, 0.12, 0.1, 0.11))
     assert row.verdict is Verdict.INCONCLUSIVE
     assert row.more_rounds is not None
-    assert f"about {row.more_rounds} more rounds on each side would decide" in row.why
+    assert f"about {row.more_rounds} more rounds on each side would decide" in row.explanation
 
 
 def test_single_values_are_compared_over_several_runs() -> None:
@@ -201,7 +200,7 @@ def test_an_unmeasured_baseline_has_no_ratio() -> None:
 
 
 def _decided(generator: np.random.Generator, hosts: int, each: int, true_ratio: float, spread: float) -> list[bool]:
-    """Whether each comparison of five metrics against the first host found a difference; ``true_ratio`` is all others'."""
+    """Whether each comparison of five metrics against the first host found a difference; others are ``true_ratio``."""
     cases, values = [], {}
     for host in range(hosts):
         found = {}

@@ -27,7 +27,7 @@ def gate(
 ) -> Gate:  # fmt: skip
     """A run against an older one: one metric of one case by round; None: unmeasured now."""
     cases = [
-        case(run_id=run, case_id=run, **{metric: None if values is None else float(np.mean(values))} | (both or {}) | more)
+        case(run_id=run, case_id=run, **{metric: values and float(np.mean(values))} | (both or {}) | more)
         for run, values, more in (("old", then, {}), ("new", now, fields or {}))
     ]  # fmt: skip
     rounds = {
@@ -76,10 +76,14 @@ def test_a_verdict_that_the_rank_test_withdrew_decides_nothing() -> None:
 
 def test_one_bad_metric_of_many_is_found_and_none_is_invented() -> None:
     metrics = [f"{name}_p50_s" for name in ("ttft", "e2e")]
-    cases = [case(run_id=run, case_id=run, ttft_p50_s=1.0, e2e_p50_s=value) for run, value in (("old", 1.0), ("new", 2.0))]
+    cases = [
+        case(run_id=run, case_id=run, ttft_p50_s=1.0, e2e_p50_s=value) for run, value in (("old", 1.0), ("new", 2.0))
+    ]
     rounds = {
-        (metric, one["case_id"]): Rounds(np.array(measured(one[metric])), np.ones(5)) for metric in metrics for one in cases
-    }  # fmt: skip
+        (metric, one["case_id"]): Rounds(np.array(measured(one[metric])), np.ones(5))
+        for metric in metrics
+        for one in cases
+    }
     found = judge(compare(cases, ("run",), "old", metrics, rounds), 0.05)
     assert found.outcome is Outcome.REGRESSED
     assert [(one.what, one.outcome) for one in found.judged] == [
