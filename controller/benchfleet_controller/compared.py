@@ -76,8 +76,6 @@ class Compared:
     """This row's part of `SIGNIFICANCE`: how often its joint interval may miss the truth."""
     p_value: float | None = None
     """Of a rank test over rounds, corrected for the number of comparisons (Holm); None: nothing to test."""
-    rank_denies: bool = False
-    """Whether the rank test could have agreed that there is a difference, and does not."""
     more_rounds: int | None = None
     """About how many rounds more on each side would decide, when inconclusive; None: cannot be said."""
     advice: str = ""
@@ -94,8 +92,13 @@ class Compared:
 
     @property
     def testable(self) -> bool:
-        """Whether there are rounds enough for a rank test to find anything, were this the only comparison."""
-        return stats.smallest_p(self.rounds, self.baseline_rounds) < SIGNIFICANCE
+        """Whether there are rounds enough for a rank test to find anything among so many comparisons."""
+        return self.level is not None and stats.smallest_p(self.rounds, self.baseline_rounds) < self.level
+
+    @property
+    def rank_denies(self) -> bool:
+        """Whether the rank test could have agreed that there is a difference, and does not."""
+        return self.testable and self.p_value is not None and self.p_value >= SIGNIFICANCE
 
     def interval_at(self, level: float) -> stats.Interval | None:
         """Where the ratio lies but for a chance of ``level``: what a t test over rounds says, and never less than the

@@ -27,14 +27,10 @@ def decided(rows: Sequence[Compared]) -> list[Compared]:
     found = []
     for row in rows:
         if id(row) in corrected:
-            able = len(tried) * stats.smallest_p(row.rounds, row.baseline_rounds) < SIGNIFICANCE
-            p_value = corrected[id(row)]
-            denies = able and p_value >= SIGNIFICANCE
-            row = dataclasses.replace(row, level=level, p_value=p_value, rank_denies=denies)  # noqa: PLW2901
-            row = _with_verdict(row, len(tried))  # noqa: PLW2901
+            judged = _with_verdict(dataclasses.replace(row, level=level, p_value=corrected[id(row)]), len(tried))
         else:
-            row = dataclasses.replace(row, p_value=None)  # noqa: PLW2901
-        found.append(_with_advice(row))
+            judged = dataclasses.replace(row, p_value=None)
+        found.append(_with_advice(judged))
     return found
 
 

@@ -17,8 +17,8 @@ _EVERYTHING = "all"
 
 
 def comparison_text(comparison: Comparison, style: str = "table") -> str:
-    """A comparison for people: what all rows share in a line above, a row a metric and group, why something could not
-    be decided below; a matrix of verdicts where there are many groups.
+    """A comparison for people: what all rows share in a line above, a row a metric and group beside the baseline,
+    why something could not be decided below; a matrix of verdicts where there are many groups.
     """
     conditions = [row.conditions for row in comparison.rows]
     varying = [name for name in (conditions[0] if conditions else ()) if len({str(c[name]) for c in conditions}) > 1]
@@ -27,7 +27,9 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
         for name, value in (conditions[0] if conditions else {}).items()
         if name not in varying and value is not None
     )
-    rows = [_for_people(row) for row in comparison.rows if not row.missing]
+    alone = all(row.verdict is Verdict.BASELINE for row in comparison.rows)
+    shown = [row for row in comparison.rows if not row.missing and (alone or row.verdict is not Verdict.BASELINE)]
+    rows = [_for_people(row) for row in shown]
     lost = {(row.group, str(row.conditions)): row for row in comparison.rows if row.missing}
     rows += [_for_people(row) | {"metric": _EVERYTHING} for row in lost.values()]
     columns = [
@@ -35,6 +37,7 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
         Column("metric", "Metric"),
         Column("group", " / ".join(comparison.by).capitalize()),
         Column("value", "Value"),
+        *([] if alone else [Column("baseline", "Baseline")]),
         Column("n", "n"),
         Column("ratio", "Ratio"),
         Column("interval", "95 % interval"),
@@ -56,6 +59,7 @@ def _for_people(row: Compared) -> dict[str, Any]:
         "group": row.group,
         "metric": registry.BY_NAME[row.metric].label,
         "value": human(row.metric, row.value),
+        "baseline": human(row.metric, row.baseline_value),
         "n": row.n,
         "ratio": "–" if row.ratio is None else f"{row.ratio:.2f}",
         "interval": interval,

@@ -168,8 +168,9 @@ def test_p_values_are_corrected_for_the_number_of_comparisons() -> None:
     two = compare(cases[:2], ("host",), None, ["ttft_p50_s"], values).rows[1]
     three = compare(cases, ("host",), None, ["ttft_p50_s"], values).rows
     assert two.p_value == pytest.approx(2 / 70)  # all of four above all of four
+    assert two.testable
     assert [row.p_value for row in three] == [None, pytest.approx(4 / 70), pytest.approx(4 / 70)]
-    assert three[1].verdict is Verdict.WORSE  # with so few rounds no rank test could deny it
+    assert (three[1].verdict, three[1].testable) == (Verdict.WORSE, False)  # so few rounds cannot deny it
 
 
 def test_an_inconclusive_row_says_how_many_more_rounds_would_decide() -> None:
