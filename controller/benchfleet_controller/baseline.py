@@ -26,9 +26,10 @@ _OLDEST_VERSION = 1
 _DIGITS = 6
 _IDS = ("case_id", "run_id")
 _CASE_COLUMNS = (
-    "host", "device", "device_asked", "runtime", "model", "model_asked", "variant", "execution_provider", "status",
-    "reason", "requests", "failed", "ttft_n", "e2e_n", "itl_n", "quality_n", "rounds", "tokens_source", "accounting",
-    "stamp_source", "path", "device_proof", "energy_scope", "driver_version", "agent_version", *CONDITIONS,
+    "host", "device", "device_asked", "runtime", "model", "model_asked", "variant", "quantisation",
+    "execution_provider", "status", "reason", "requests", "failed", "ttft_n", "e2e_n", "itl_n", "quality_n", "rounds",
+    "tokens_source", "accounting", "stamp_source", "path",
+    "device_proof", "energy_scope", "driver_version", "agent_version", *CONDITIONS,
     *(metric.name for metric in CASE_METRICS),
 )  # fmt: skip
 

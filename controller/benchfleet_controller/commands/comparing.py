@@ -136,7 +136,7 @@ def comparison_of(
     Raises ValueError for an unknown baseline.
     """
     found = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
-    run_names = {row.run_id: row.name for row in store.runs()} if "name" in by else {}
+    run_names = {row.run_id: row.name for row in store.runs()} if {"name", "commit"} & set(by) else {}
     cases: list[Mapping[str, Any]] = [
         case | {"run_name": run_names.get(case["run_id"])} for case in with_price(found, price_per_kwh)
     ]

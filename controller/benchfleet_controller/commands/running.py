@@ -188,7 +188,8 @@ def demo(options: argparse.Namespace) -> int:
     from benchfleet_controller import demo as show
 
     directory: Path = options.dir or Path("demo")
-    return show.run_demo(directory, options.model, options.rounds, options.db)
+    database = options.db or os.environ.get("BENCHFLEET_DB")
+    return show.run_demo(directory, options.model, options.rounds, Path(database).expanduser() if database else None)
 
 
 def _collect(store: Store, hosts: tuple[HostTarget, ...], run_id: str | None) -> int:

@@ -39,6 +39,11 @@ def m004_conditions(connection: duckdb.DuckDBPyConnection) -> None:
     _declared(connection, 4)
 
 
+def m005_quantisation(connection: duckdb.DuckDBPyConnection) -> None:
+    """How weights are stored."""
+    _declared(connection, 5)
+
+
 def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:
     """What `schema` says came with a version."""
     for table in TABLES:
@@ -51,6 +56,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m002_measurement,
     m003_baselines,
     m004_conditions,
+    m005_quantisation,
 )
 LATEST = len(MIGRATIONS)
 _VIEWS_NAME = "views " + hashlib.sha256(repr((VIEWS, [m.name for m in SAMPLE_METRICS])).encode()).hexdigest()[:16]

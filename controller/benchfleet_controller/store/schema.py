@@ -200,7 +200,8 @@ evidence JSON what speaks for the failure; NULL nothing was found
 forecast JSON whether the model was forecast to fit, and why; NULL no forecast
 """,
         since=4,
-    ),
+    )
+    + _columns("quantisation VARCHAR how weights are stored, as the runtime says; NULL it does not", since=5),
     "case_id",
 )
 
