@@ -84,9 +84,9 @@ def _judged(comparison: Comparison, limit: float) -> Iterator[Judged]:
         if case not in told:
             told.add(case)
             yield from _failures(row, limit)
-            if row.missing:
+            if row.missing or row.failures is None:
                 yield Judged(row, "everything", Outcome.UNDECIDED, row.why)
-        if row.missing or registry.BY_NAME[row.metric].better is registry.Better.NONE:
+        if row.missing or row.failures is None or registry.BY_NAME[row.metric].better is registry.Better.NONE:
             continue
         if row.value is not None or row.baseline_value is not None:
             yield Judged(row, row.metric, *_of_metric(row, limit))

@@ -111,6 +111,13 @@ def test_what_vanished_or_failed_does_not_pass(fields: dict[str, Any], expected:
     assert found.judged[0].outcome is expected
 
 
+def test_what_the_baseline_never_ran_is_told_once() -> None:
+    cases = [case(run_id="old"), case(run_id="new"), case("big", run_id="new")]
+    found = judge(compare(cases, ("run",), "old", ["ttft_p50_s", "e2e_p50_s"]), 0.05)
+    (one,) = (one for one in found.judged if one.what == "everything")
+    assert (one.outcome, one.case) == (Outcome.UNDECIDED, "a big cpu foundry default ×1")
+
+
 def test_what_neither_side_measured_is_left_out_and_what_one_lacks_is_not() -> None:
     assert gate(None).outcome is Outcome.UNDECIDED
     assert gate(None).judged[0].why == "unmeasured here"
