@@ -255,6 +255,7 @@ def model_to_proto(model: Model, runtime: str) -> host_pb2.ModelVariant:
         capabilities=model.capabilities,
         cached=model.cached,
         loaded=model.loaded,
+        quantisation=model.quantisation,
     )
 
 

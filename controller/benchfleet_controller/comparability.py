@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchfleet_controller import metrics as registry
+from benchfleet_controller import stats
 from benchfleet_controller.proof import ACCELERATORS
 from benchfleet_controller.proof import Verdict as Proven
 
@@ -28,6 +30,52 @@ _NEW = frozenset({"driver_version", "agent_version"})
 """What older baselines do not hold and devices without a driver do not have: unknown is no difference."""
 _REFUSED_WHEN_SAME_ASKED = frozenset({"variant"})
 """Between runs (the same host, asked for the same), another variant is another thing and no change of speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Counted requests that failed, here and in the baseline."""
+
+    failed: int
+    requests: int
+    baseline_failed: int
+    baseline_requests: int
+
+    @classmethod
+    def of(cls, group: Rows, against: Rows) -> Failures:
+        """Those of two groups of cases, whatever became of the cases."""
+        return cls(*(sum(row.get(key) or 0 for row in side) for side in (group, against) for key in _COUNTED))
+
+    @property
+    def rise(self) -> float:
+        """By how much the share of failed requests is larger here; negative: smaller."""
+        return self.failed / max(1, self.requests) - self.baseline_failed / max(1, self.baseline_requests)
+
+    @property
+    def least_rise(self) -> float:
+        """The rise that is sure: between the near ends of both shares' 95 % intervals."""
+        here, there = self._intervals()
+        return here.low - there.high
+
+    @property
+    def surely_differ(self) -> bool:
+        """Whether the intervals lie apart, so that the requests that are left are not alike."""
+        here, there = self._intervals()
+        return here.low > there.high or there.low > here.high
+
+    def __str__(self) -> str:
+        return f"{self.failed} of {self.requests} requests failed instead of {self.baseline_failed} of " + str(
+            self.baseline_requests
+        )
+
+    def _intervals(self) -> tuple[stats.Interval, stats.Interval]:
+        return (
+            stats.share_interval(self.failed, self.requests),
+            stats.share_interval(self.baseline_failed, self.baseline_requests),
+        )
+
+
+_COUNTED = ("failed", "requests")
 
 
 def differences(
@@ -53,6 +101,21 @@ def differences(
             if _told(group, column) != _told(against, column):
                 return (), f"{column} {_told(group, column)} instead of {_told(against, column)}"
     return tuple(flags), ""
+
+
+def lost_text(cases: Rows) -> str:
+    """What became of cases without an answer, for people."""
+    return " and ".join(sorted({_lost(case) for case in cases}))
+
+
+def _lost(case: Row) -> str:
+    status = str(case["status"])
+    if status in ("pending", "running"):
+        return f"{status}, `benchfleet collect` fetches what there is"
+    told = [str(case[key]) for key in ("reason", "message") if case.get(key)]
+    if case.get("requests"):
+        told.append(f"all {case['requests']} requests failed")
+    return status + (f" ({': '.join(told)})" if told else "")
 
 
 def _contradicted(group: Rows) -> str:

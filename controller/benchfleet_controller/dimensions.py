@@ -21,8 +21,11 @@ CONDITIONS = (
 
 _HELD = {"host": "host", "model": "model_asked", "device": "device_asked", "runtime": "runtime", "path": "path"}
 _FOUND = {"ep": "execution_provider", "variant": "variant", "quantisation": "quantisation", "driver": "driver_version"}
+FOUND = frozenset(_FOUND)
+"""Dimensions that only a case that ran has."""
 _SHOWN = {"device": "device", "model": "model"}
-_RUNS = {"run": "run_id", "name": "run_name", "case": "case_id"}
+_RUNS = {"run": "run_id", "name": "run_name", "commit": "run_name", "case": "case_id"}
+"""A run's name is its label: `run --name` takes a commit."""
 _DEFAULTS = {"path": "http"}
 """Rows of before there were several paths say nothing of it: all were reached by HTTP."""
 _FREES = {"ep": ("device",), "variant": ("device", "model"), "quantisation": ("model",)}
@@ -42,7 +45,9 @@ _QUANTISATION = re.compile(
 
 
 def quantisation_of(row: Row) -> str | None:
-    """How weights are stored, as the variant or the model says in its name; None: the names say nothing."""
+    """How weights are stored, as the runtime says, else the variant or the model in its name; None: nothing does."""
+    if told := row.get("quantisation"):
+        return str(told)
     for text in (row.get("variant"), row.get("model"), row.get("model_asked")):
         if found := _QUANTISATION.search(str(text or "").replace("-", " ")):
             return found[1].lower()

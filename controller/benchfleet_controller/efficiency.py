@@ -87,14 +87,19 @@ def _why_not(
 
 def _prefill(case: Mapping[str, Any], limits: Mapping[str, Any] | None) -> float | None:
     most = (limits or {}).get("compute_flop_per_s")
-    parameters, rate = parameters_of(case.get("size_bytes"), case.get("variant")), case.get("prefill_tokens_per_s")
+    parameters, rate = (
+        parameters_of(case.get("size_bytes"), case.get("quantisation") or case.get("variant")),
+        case.get("prefill_tokens_per_s"),
+    )
     if not most or not rate or parameters is None or (case.get("concurrency") or 1) != 1 or case.get("remote"):
         return None
     return float(2 * parameters * rate / most)
 
 
 def parameters_of(size_bytes: int | None, variant: str | None) -> float | None:
-    """Weights of a model, from its size and what its variant's name says of their bits; None: it does not say."""
+    """Weights of a model, from its size and what its quantisation or its variant's name says of their bits; None: it
+    does not say.
+    """
     for pattern, bits in _BITS:
         if size_bytes and variant and pattern.search(variant):
             return size_bytes * 8 / bits

@@ -23,6 +23,8 @@ class Source(StrEnum):
     REQUESTS = "requests"
     ROUNDS = "rounds"
     SPANS = "spans"
+    DEVICE_MEMORY = "device_memory"
+    """Memory of all devices over the round (`spans.ROUND_DEVICE_MEMORY`)."""
     SCORES = "scores"
     """Scores of the round's answers."""
     ENERGY = "energy"
@@ -231,6 +233,7 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
         "VRAM peak",
         "bytes",
         "largest device memory of the runtime; where unknown, of the device above its baseline",
+        by_round=ByRound(Source.DEVICE_MEMORY, "peak", "1.0"),
     ),
     CaseMetric("gpu_busy_ratio", "ratio", _NONE, "GPU busy", ".0%", "time-weighted mean in rounds, busiest device"),
     CaseMetric(
@@ -359,8 +362,19 @@ CASE_METRICS: tuple[CaseMetric, ...] = (
 
 BY_NAME = {metric.name: metric for metric in CASE_METRICS}
 
-DEFAULT_COMPARED = ("ttft_p50_s", "decode_tokens_per_s", "e2e_p50_s", "output_tokens_per_s", "ram_peak_bytes")
-"""What `compare` shows when nobody asks for more."""
+DEFAULT_COMPARED = (
+    "e2e_avg_s", "e2e_p95_s", "ttft_p50_s", "ttft_p95_s", "tpot_avg_s", "decode_tokens_per_s", "output_tokens_per_s",
+    "ram_peak_bytes", "vram_peak_bytes", "load_s", "energy_per_token_j", "cost_per_million_tokens", "quality_ratio",
+)  # fmt: skip
+"""What is compared when nobody asks for more or less, as far as anything measured it."""
+
+GATED = (
+    "e2e_avg_s", "ttft_p50_s", "decode_tokens_per_s", "output_tokens_per_s", "ram_peak_bytes", "vram_peak_bytes",
+    "quality_ratio",
+)  # fmt: skip
+"""What the regression gate judges when nobody asks for more or less: what a few rounds can decide. Left out are what
+has one value a case, percentiles that take many requests, energy, which few hosts meter well, and what says it again.
+"""
 
 MARGINAL_METRICS = ("marginal_per_token_j", "marginal_per_request_j")
 ENERGY_METRICS = (

@@ -336,7 +336,7 @@ def _runner_up(chosen: Candidate, other: Candidate, prefer: str, rounds: Mapping
     found = compare(rows, ("host",), chosen.name, [metric], rounds).rows[-1]
     interval = None if found.low is None or found.high is None else stats.Interval(found.low, found.high)
     sure = found.verdict in (Verdict.BETTER, Verdict.WORSE, Verdict.SAME)
-    why = f"the same within {THRESHOLD:.0%}" if found.verdict is Verdict.SAME else found.why
+    why = f"the same within {THRESHOLD:.0%}" if found.verdict is Verdict.SAME else found.explanation
     return RunnerUp(other, found.ratio, interval, sure, why)
 
 

@@ -143,7 +143,7 @@ _READINGS = {
 """The telemetry behind a metric, whose reasons tell why there is none."""
 _MISSING = {
     "size_bytes": "the runtime does not tell it; a models.json with size_mb does (--models)",
-    "quality_ratio": "no run scored its answers; leave --min-quality out and judge those in `benchfleet report`",
+    "quality_ratio": "no answer was scored; `benchfleet score RUN --expected FILE` or `--judge URL` scores them",
 }
 
 

@@ -42,6 +42,7 @@ class ReferenceModel:
     size_bytes: int
     """Size of the built directory, near enough to plan with; the manifest has the exact figure."""
     task: str = "chat-completion"
+    quantisation: str = "int4"
     device: str = "cpu"
     execution_provider: str = "CPUExecutionProvider"
     capabilities: tuple[str, ...] = ("chat-completion",)

@@ -53,6 +53,8 @@ class Model:
     capabilities: tuple[str, ...] = ()
     cached: bool | None = None
     loaded: bool | None = None
+    quantisation: str | None = None
+    """How its weights are stored, in lower case: ``int4``, ``q4_k_m``."""
 
 
 @dataclass(frozen=True, slots=True)

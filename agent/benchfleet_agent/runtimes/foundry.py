@@ -304,6 +304,7 @@ def _reference_model(entry: reference_model.ReferenceModel, cache_dir: Path) -> 
         context_length=entry.context_length,
         capabilities=(*entry.capabilities, "test") if entry.alias == reference_model.TINY_ALIAS else entry.capabilities,
         cached=built,
+        quantisation=entry.quantisation,
     )
 
 

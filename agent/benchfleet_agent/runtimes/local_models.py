@@ -6,6 +6,7 @@ cannot, every key optional::
     alias = "my-model"             # default: the directory's name
     version = 2                    # default: 1
     license = "mit"
+    quantisation = "int4"          # how its weights are stored
     capabilities = ["tools"]
     reasoning = ["<think>", "</think>"]   # what begins and ends its reasoning, which is then streamed apart
 """
@@ -42,7 +43,14 @@ _PROVIDERS = {
     "vitisai": "VitisAIExecutionProvider",
     "webgpu": "WebGpuExecutionProvider",
 }
-_TYPES: dict[str, type] = {"alias": str, "version": int, "license": str, "capabilities": list, "reasoning": list}
+_TYPES: dict[str, type] = {
+    "alias": str,
+    "version": int,
+    "license": str,
+    "quantisation": str,
+    "capabilities": list,
+    "reasoning": list,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ def describe(directory: Path) -> LocalModel:
         context_length=facts.context_length,
         capabilities=tuple(capabilities),
         cached=True,
+        quantisation=said["quantisation"].lower() if said.get("quantisation") else None,
     )
     return LocalModel(directory, model, (markers[0], markers[1]) if markers else None)
 

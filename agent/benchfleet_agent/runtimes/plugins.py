@@ -346,4 +346,5 @@ def _model(entry: Mapping[str, Any]) -> Model:
         capabilities=tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
         cached=entry.get("cached") if isinstance(entry.get("cached"), bool) else None,
         loaded=False,
+        quantisation=text(entry.get("quantisation")),
     )

@@ -227,7 +227,7 @@ def report_data(
         run=run,
         hosts=hosts,
         cases=cases,
-        comparison=comparison_of(store, [run_id], (by,), baseline, registry.DEFAULT_COMPARED),
+        comparison=comparison_of(store, [run_id], (by,), baseline, registry.DEFAULT_COMPARED, measured=True),
         warnings=check(cases, hosts, certificates),
         answers=store.sample_answers(run_id),
         failures=store.failure_reasons([run_id]),

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchfleet_controller.baseline import Baseline, BaselineError
-from benchfleet_controller.commands import UsageError, store_of
-from benchfleet_controller.compare import Rounds
+from benchfleet_controller.commands import UsageError, say, store_of
+from benchfleet_controller.compared import Rounds
 from benchfleet_controller.metrics import CASE_METRICS
-from benchfleet_controller.report import Column, ReportError, render_table
+from benchfleet_controller.report import Column, human, render_table, write_text, write_whole
 from benchfleet_controller.results import by_case
 from benchfleet_controller.store import Store
 
@@ -29,14 +29,14 @@ def baseline(options: argparse.Namespace) -> int:
 def _set(store: Store, options: argparse.Namespace) -> int:
     if options.name is None:
         raise UsageError("give the baseline a name: benchfleet baseline set main last")
+    if options.name.endswith(".json"):
+        raise UsageError(f"{options.name} would be taken for a file; give the baseline another name")
     name, run_id = options.name, store.resolve_run(options.what or "last")
     cases = store.case_results([run_id])
     if not any(case["status"] == "succeeded" for case in cases):
         raise UsageError(f"no case of run {run_id[:8]} succeeded; there is nothing to compare with")
-    made = Baseline.of(name, run_id, cases, rounds_of(store, [run_id], [metric.name for metric in CASE_METRICS]))
-    store.set_baseline(name, run_id, len(made.cases), made.to_json())
-    print(f"{name}: run {run_id}, {len(made.cases)} cases")
-    return EXIT_DONE
+    made = Baseline.of(name, cases, rounds_of(store, [run_id], [metric.name for metric in CASE_METRICS]))
+    return _keep(store, made, run_id)
 
 
 def _list(store: Store, options: argparse.Namespace) -> int:
@@ -47,15 +47,13 @@ def _list(store: Store, options: argparse.Namespace) -> int:
 def _export(store: Store, options: argparse.Namespace) -> int:
     if options.name is None:
         raise UsageError("name the baseline: benchfleet baseline export main -o main.json")
-    text = store.baseline(options.name)
+    # Written anew, for what an older version kept.
+    text = Baseline.from_json(store.baseline(options.name), f"baseline {options.name}").to_json()
     if options.output is None:
         sys.stdout.write(text)
         return EXIT_DONE
     target: Path = options.output
-    try:
-        target.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ReportError(f"cannot write {target}: {error.strerror or error}") from None
+    write_whole(target, lambda temporary: write_text(temporary, text), force=options.force)
     print(target)
     return EXIT_DONE
 
@@ -64,8 +62,17 @@ def _import(store: Store, options: argparse.Namespace) -> int:
     if options.name is None:
         raise UsageError("name the file: benchfleet baseline import main.json")
     made = read_baseline(Path(options.name))
-    store.set_baseline(made.name, made.run_id, len(made.cases), made.to_json())
-    print(f"{made.name}: run {made.run_id}, {len(made.cases)} cases")
+    return _keep(store, made, "")
+
+
+def _keep(store: Store, made: Baseline, run_id: str) -> int:
+    """Keep a baseline and say so; one of the same name makes way, which is said too. ``run_id``: empty when unknown."""
+    older = next((row for row in store.baselines() if row["name"] == made.name), None)
+    store.set_baseline(made.name, run_id, len(made.cases), made.to_json())
+    print(f"{made.name}: {f'run {run_id}, ' if run_id else ''}{len(made.cases)} cases")
+    if older is not None:
+        what = f"run {older['run_id']}" if older["run_id"] else "an imported file"
+        say(f"replaced the baseline {made.name} of {human('set_at', older['set_at'])} ({what}, {older['cases']} cases)")
     return EXIT_DONE
 
 

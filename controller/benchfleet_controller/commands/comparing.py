@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,25 @@ from benchfleet_controller.baseline import Baseline
 from benchfleet_controller.commands import UsageError, say, store_of
 from benchfleet_controller.commands.baselines import read_baseline, rounds_of
 from benchfleet_controller.commands.evidence import equality_rows, equality_text
-from benchfleet_controller.compare import Compared, Comparison, Verdict, compare
+from benchfleet_controller.compare import Comparison, Verdict, compare
 from benchfleet_controller.dimensions import DIMENSIONS, FILTERS, matches
 from benchfleet_controller.gate import Outcome, judge
-from benchfleet_controller.report import Column, clean, comparison_rows, human, render_table, sentence, to_json
-from benchfleet_controller.report.matrix import SYMBOLS, Cell, matrix_of, word
+from benchfleet_controller.report import comparison_rows, render_table, to_json
+from benchfleet_controller.report.comparing import comparison_text, gate_text
 from benchfleet_controller.store import NoSuchRun, Store
 from benchfleet_controller.telemetry import with_price
 
 EXIT_DONE = 0
-FEWEST_OF_A_MATRIX = 4
-"""Groups from which on a matrix is easier to read than a list alone."""
+MOST_PERCENT = 100
+"""Of a regression's limit; nothing can become worse by more than all of its speed."""
 _GATE_CODES = {Outcome.PASSED: EXIT_DONE, Outcome.REGRESSED: 3, Outcome.UNDECIDED: 5}
 
 
 def compare_command(options: argparse.Namespace) -> int:
     """Which is better, by how much, how sure."""
+    limit = limit_of(options.fail_on_regression)
     store = store_of(options)
-    metrics = tuple(options.metric) or registry.DEFAULT_COMPARED
-    if unknown := [name for name in metrics if name not in registry.BY_NAME]:
-        raise UsageError(f"no metric {unknown[0]!r}; there are: {', '.join(registry.BY_NAME)}")
+    metrics = _metrics(options.metric, gated=limit is not None)
     by = tuple(part.strip() for part in (options.by or "host").split(","))
     if unknown := [name for name in by if name not in DIMENSIONS]:
         raise UsageError(f"--by takes {', '.join(DIMENSIONS)}, or several with commas, not {unknown[0]!r}")
@@ -43,7 +43,7 @@ def compare_command(options: argparse.Namespace) -> int:
     document: Baseline | None = None
     if baseline is not None:
         if document := _document(store, baseline):
-            by, baseline = ("run",), document.run_id
+            by, baseline = ("run",), _run_of(document)
         elif base_run := _run_named(store, baseline):
             by, baseline, run_ids = ("run",), base_run, list(dict.fromkeys([base_run, *run_ids]))
     elif len(run_ids) > 1 and options.by is None:
@@ -52,14 +52,53 @@ def compare_command(options: argparse.Namespace) -> int:
         return _answers(store, run_ids, by, baseline if document is None else None, options.format)
     try:
         comparison = comparison_of(
-            store, run_ids, by, baseline, metrics, document, filters_of(options.where), price_of(options)
-        )
+            store, run_ids, by, baseline, metrics, document, filters_of(options.where), price_of(options),
+            measured=options.metric in ([], ["all"]),
+        )  # fmt: skip
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error}{_near(store, baseline)}") from None
     sys.stdout.write(rendered(comparison, options.format))
     if all(row.verdict is Verdict.BASELINE for row in comparison.rows):
         say("there is one group only, so nothing is compared; try another --by, or name a --baseline")
-    return _gate(comparison, options.fail_on_regression)
+    if limit is None:
+        return EXIT_DONE
+    gate = judge(comparison, limit)
+    sys.stderr.write(gate_text(gate))
+    return _GATE_CODES[gate.outcome]
+
+
+def _metrics(given: Sequence[str], *, gated: bool) -> Sequence[str]:
+    """The metrics that were asked for. Raises `UsageError` for one that there is not."""
+    if "all" in given:
+        return tuple(registry.BY_NAME)
+    if unknown := [name for name in given if name not in registry.BY_NAME]:
+        raise UsageError(f"no metric {unknown[0]!r}; there are: all, {', '.join(registry.BY_NAME)}")
+    return tuple(given) or (registry.GATED if gated else registry.DEFAULT_COMPARED)
+
+
+def _near(store: Store, baseline: str | None) -> str:
+    """Baselines and runs that a name that is no group may have meant."""
+    if baseline is None:
+        return ""
+    names = [row["name"] for row in store.baselines()]
+    runs = {text: row for row in store.runs() for text in (row.run_id, row.name)}
+    found = [f"baselines: {', '.join(names)}"] if names else ["there are no baselines"]
+    if near := get_close_matches(baseline, runs, n=3, cutoff=0.5):
+        found.append("runs near it: " + ", ".join(text for text in near))
+    return "; " + "; ".join(found)
+
+
+def limit_of(percent: str | None) -> float | None:
+    """The regression gate's limit as a share. Raises `UsageError` for what is no percentage from 0 to 100."""
+    if percent is None:
+        return None
+    try:
+        limit = float(percent.strip().removesuffix("%"))
+    except ValueError:
+        limit = math.nan
+    if not 0 <= limit <= MOST_PERCENT:
+        raise UsageError(f"--fail-on-regression takes a percentage such as 5 or 5%, from 0 to 100, not {percent!r}")
+    return limit / 100
 
 
 def price_of(options: argparse.Namespace) -> float | None:
@@ -88,19 +127,26 @@ def comparison_of(
     document: Baseline | None = None,
     where: Mapping[str, str] | None = None,
     price_per_kwh: float | None = None,
+    *,
+    measured: bool = False,
 ) -> Comparison:
-    """Compare the cases of runs, and of a baseline document, that `where` lets through.
+    """Compare the cases of runs, and of a baseline document, that `where` lets through; only by metrics that something
+    measured, when ``measured``.
 
     Raises ValueError for an unknown baseline.
     """
     found = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
-    run_names = {row.run_id: row.name for row in store.runs()} if "name" in by else {}
+    run_names = {row.run_id: row.name for row in store.runs()} if {"name", "commit"} & set(by) else {}
     cases: list[Mapping[str, Any]] = [
         case | {"run_name": run_names.get(case["run_id"])} for case in with_price(found, price_per_kwh)
     ]
+    if document is not None:
+        cases = [*document.cases, *cases]
+    if measured:
+        metrics = [name for name in metrics if any(case.get(name) is not None for case in cases)]
     rounds = rounds_of(store, run_ids, metrics)
     if document is not None:
-        cases, rounds = [*document.cases, *cases], {**document.rounds, **rounds}
+        rounds = {**document.rounds, **rounds}
     kept = [case for case in cases if all(matches(case, *one) for one in (where or {}).items())]
     if where and not kept:
         raise ValueError(f"no case matches --where {' '.join(f'{key}={value}' for key, value in where.items())}")
@@ -117,71 +163,6 @@ def rendered(comparison: Comparison, style: str) -> str:
     return comparison_text(comparison, style)
 
 
-def comparison_text(comparison: Comparison, style: str = "table") -> str:
-    """A comparison for people: what all rows share in a line above, then a row a metric and group; a matrix of verdicts
-    where there are many groups.
-    """
-    conditions = [row.conditions for row in comparison.rows]
-    varying = [name for name in (conditions[0] if conditions else ()) if len({str(c[name]) for c in conditions}) > 1]
-    shared = ", ".join(
-        f"{name} {value}"
-        for name, value in (conditions[0] if conditions else {}).items()
-        if name not in varying and value is not None
-    )
-    rows = [_for_people(row) for row in comparison.rows]
-    columns = [
-        *(Column(name, name.capitalize()) for name in varying),
-        Column("metric", "Metric"),
-        Column("group", " / ".join(comparison.by).capitalize()),
-        Column("value", "Value"),
-        Column("n", "n"),
-        Column("ratio", "Ratio"),
-        Column("interval", "95 % interval"),
-        Column("p", "p"),
-        Column("verdict", "Verdict"),
-    ]
-    head = f"By {' and '.join(comparison.by)}, against {sentence(f'{comparison.baseline} ({shared})', style)}:\n"
-    flags = sorted({sentence(f"note: {row.group}: {flag}", style) for row in comparison.rows for flag in row.flags})
-    text = head + render_table(rows, columns, style) + "".join(f"{flag}\n" for flag in flags)
-    return text + _matrix_text(comparison, style)
-
-
-def _matrix_text(comparison: Comparison, style: str) -> str:
-    """Ratios and verdicts, a row a metric and a column a group; empty where a list says it as well."""
-    matrix = matrix_of(comparison)
-    if matrix is None or len(matrix.groups) < FEWEST_OF_A_MATRIX:
-        return ""
-    columns = [Column("metric", "Metric"), *(Column(str(place), name) for place, name in enumerate(matrix.groups))]
-    rows = []
-    for row in matrix.rows:
-        cells = {str(place): _cell_text(cell) for place, cell in enumerate(row.cells)}
-        rows.append({"metric": f"{row.metric} ({row.conditions})" if row.conditions else row.metric, **cells})
-    legend = ", ".join(f"{symbol} {word(verdict)}" for verdict, symbol in SYMBOLS.items())
-    return f"\n{render_table(rows, columns, style)}{legend}\n"
-
-
-def _cell_text(cell: Cell | None) -> str:
-    if cell is None:
-        return "–"
-    ratio = cell.ratio.split(" (")[0]
-    return f"{cell.symbol} {ratio}" if ratio else f"{cell.symbol} {cell.value}"
-
-
-def _for_people(row: Compared) -> dict[str, Any]:
-    interval = "" if row.low is None or row.high is None else f"{row.low:.2f}–{row.high:.2f}"
-    return {
-        **row.conditions,
-        "group": row.group,
-        "metric": registry.BY_NAME[row.metric].label,
-        "value": human(row.metric, row.value),
-        "n": row.n,
-        "ratio": _ratio(1.0 if row.verdict is Verdict.BASELINE else row.ratio),
-        "interval": interval,
-        "p": f"{row.p_value:.2g}" if row.p_value is not None and row.testable else "",
-        "verdict": row.verdict.value.replace("_", " ") + (f": {row.why}" if row.why else ""),
-    }
-
-
 def _document(store: Store, text: str) -> Baseline | None:
     """The baseline document that a name or a file gives, under the name that people gave it."""
     if text.endswith(".json"):
@@ -192,8 +173,12 @@ def _document(store: Store, text: str) -> Baseline | None:
         except NoSuchRun:
             return None
     # Under its own name, so that the run it was made of can be held against it.
-    name = f"baseline {found.name}"
-    return dataclasses.replace(found, run_id=name, cases=tuple({**case, "run_id": name} for case in found.cases))
+    cases = tuple({**case, "run_id": _run_of(found), "run_name": found.name} for case in found.cases)
+    return dataclasses.replace(found, cases=cases)
+
+
+def _run_of(document: Baseline) -> str:
+    return f"baseline {document.name}"
 
 
 def _run_named(store: Store, text: str) -> str | None:
@@ -213,23 +198,3 @@ def filters_of(given: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--where takes KEY=VALUE with one of {', '.join(FILTERS)}, not {text!r}")
         found[key] = value
     return found
-
-
-def _gate(comparison: Comparison, percent: str | None) -> int:
-    """Say what the regression gate finds, on stderr; the exit code."""
-    if percent is None:
-        return EXIT_DONE
-    try:
-        limit = float(percent.rstrip("%"))
-    except ValueError:
-        raise UsageError(f"--fail-on-regression takes a percentage such as 5 or 5%, not {percent!r}") from None
-    gate = judge(comparison, limit / 100)
-    for one in gate.judged:
-        if one.outcome is not Outcome.PASSED:
-            print(clean(f"{one.outcome.value}: {one.row.group}: {one.row.metric}: {one.why}"), file=sys.stderr)
-    print(f"{gate.outcome.value}: limit {limit:g} %, {len(gate.judged)} comparisons", file=sys.stderr)
-    return _GATE_CODES[gate.outcome]
-
-
-def _ratio(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.2f}"

@@ -14,7 +14,7 @@ from benchfleet_controller import campaign as campaigns
 from benchfleet_controller.campaign import Campaign
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
 from benchfleet_controller.commands.answers import run_text
-from benchfleet_controller.commands.comparing import comparison_of, comparison_text
+from benchfleet_controller.commands.comparing import comparison_of
 from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.levels import levels
@@ -23,6 +23,7 @@ from benchfleet_controller.metrics import DEFAULT_COMPARED
 from benchfleet_controller.plan import HostTarget, Plan
 from benchfleet_controller.plan_draft import Overrides, build_plan
 from benchfleet_controller.plan_file import load_plan
+from benchfleet_controller.report.comparing import comparison_text
 from benchfleet_controller.store import Store
 
 EXIT_DONE, EXIT_CASE_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -146,7 +147,7 @@ def show_results(store: Store, run_id: str, style: str) -> None:
     cases = store.case_results([run_id], itl=False)
     for dimension in ("host", "model", "device"):
         if len({case[dimension] for case in cases if case["status"] == "succeeded"}) > 1:
-            comparison = comparison_of(store, [run_id], (dimension,), None, DEFAULT_COMPARED)
+            comparison = comparison_of(store, [run_id], (dimension,), None, DEFAULT_COMPARED, measured=True)
             sys.stdout.write("\n" + comparison_text(comparison, style))
 
 
@@ -188,7 +189,8 @@ def demo(options: argparse.Namespace) -> int:
     from benchfleet_controller import demo as show
 
     directory: Path = options.dir or Path("demo")
-    return show.run_demo(directory, options.model, options.rounds, options.db)
+    database = options.db or os.environ.get("BENCHFLEET_DB")
+    return show.run_demo(directory, options.model, options.rounds, Path(database).expanduser() if database else None)
 
 
 def _collect(store: Store, hosts: tuple[HostTarget, ...], run_id: str | None) -> int:

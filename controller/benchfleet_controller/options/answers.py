@@ -49,7 +49,11 @@ def compare(compare: argparse.ArgumentParser) -> None:
     add_price(compare)
     compare.add_argument("--answers", action="store_true", help="are the answers the same, and where do they part")
     compare.add_argument(
-        "--metric", action="append", default=[], metavar="M", help="only these metrics; repeat for more"
+        "--metric",
+        action="append",
+        default=[],
+        metavar="M",
+        help="only this metric; repeat for more; all: every one that was measured",
     )
     compare.add_argument(
         "--fail-on-regression",
@@ -131,6 +135,7 @@ def baseline(baseline: argparse.ArgumentParser) -> None:
     baseline.add_argument("name", nargs="?", metavar="NAME", help="the baseline's name; for import: the file")
     baseline.add_argument("what", nargs="?", metavar="RUN", help=f"for set: {RUN_HELP} (default last)")
     baseline.add_argument("-o", "--output", type=path, metavar="FILE", help="for export: where to (default stdout)")
+    baseline.add_argument("--force", action="store_true", help="for export: overwrite an existing file")
     add_format(baseline)
 
 

@@ -111,7 +111,7 @@ def _cell(row: Compared) -> Cell:
         ratio += f" ({row.low:.2f} to {row.high:.2f})"
     if ratio and row.rounds:
         ratio += f", {row.rounds} round{'s' * (row.rounds != 1)}"
-    notes = clean("; ".join(part for part in (row.why, *row.flags) if part))
+    notes = clean("; ".join(part for part in (row.explanation, *row.flags) if part))
     return Cell(row.verdict.value, SYMBOLS[row.verdict], word(row.verdict), human(row.metric, row.value), ratio, notes)
 
 

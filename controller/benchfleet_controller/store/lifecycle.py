@@ -100,6 +100,7 @@ def _started_case(_: str, event: event_pb2.Event) -> dict[str, Any]:
             "size_bytes": optional(model, "size_bytes"),
             "license": optional(model, "license"),
             "context_length": optional(model, "context_length"),
+            "quantisation": optional(model, "quantisation"),
         }
     return row
 

@@ -40,7 +40,7 @@ def m004_conditions(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def m005_observations(connection: duckdb.DuckDBPyConnection) -> None:
-    """What servers say of their own times; models unloaded in a pause; lengths of reasoning and tool-call text."""
+    """What servers say of their own times; models unloaded in a pause; lengths of thoughts in chunks; quantisation."""
     _declared(connection, 5)
 
 

@@ -18,7 +18,7 @@ from benchfleet_controller import telemetry
 from benchfleet_controller.metrics import BY_NAME, CaseMetric, Source
 from benchfleet_controller.store import condensed, views
 from benchfleet_controller.store.connection import NoSuchRun
-from benchfleet_controller.store.spans import PARTS, ROUND_PARTS
+from benchfleet_controller.store.spans import PARTS, ROUND_DEVICE_MEMORY, ROUND_PARTS
 
 Row = dict[str, Any]
 _JSON_COLUMNS = frozenset({
@@ -240,6 +240,8 @@ def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_id
         where, parameters = _of_runs(run_ids, "q.run_id")
         sql = f"""SELECT q.case_id, {source.value} AS value, {source.weight} AS weight FROM ({views.SCORED}) s
             JOIN requests q USING (request_id) WHERE {where} GROUP BY q.case_id, q.round_id"""  # noqa: S608
+    elif source.table is Source.DEVICE_MEMORY:
+        sql = f"WITH spans AS ({condensed.SPANS.told}) {ROUND_DEVICE_MEMORY}"
     elif source.table is Source.SPANS:
         sql = f"""SELECT case_id, {source.value} AS value, {source.weight} AS weight FROM ({condensed.SPANS.told})
             WHERE phase = 'round' GROUP BY case_id, round_id"""  # noqa: S608 - our own text

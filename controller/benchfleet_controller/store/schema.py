@@ -200,7 +200,8 @@ evidence JSON what speaks for the failure; NULL nothing was found
 forecast JSON whether the model was forecast to fit, and why; NULL no forecast
 """,
         since=4,
-    ),
+    )
+    + _columns("quantisation VARCHAR how weights are stored, as the runtime says; NULL it does not", since=5),
     "case_id",
 )
 
@@ -351,7 +352,7 @@ BASELINES = Table(
     "Named results that later runs are compared with.",
     _columns("""
 name VARCHAR what people call it
-run_id VARCHAR the run it was made of, which may be in another database
+run_id VARCHAR the run it was made of; empty: of a file, which does not say
 cases INTEGER how many cases it holds
 document VARCHAR the baseline as JSON, as `benchfleet baseline export` writes it
 set_at TIMESTAMPTZ when it was set or imported

@@ -195,3 +195,15 @@ SELECT case_id, device_id, phase, round_id, {ENERGY_PARTS}
 FROM {_WITH_LONGEST} WHERE phase = 'round' GROUP BY case_id, device_id, phase, round_id
 """  # noqa: S608 - our own text
 """The energy of each counted round, a row a device."""
+
+ROUND_DEVICE_MEMORY = """
+SELECT case_id, sum(peak)::DOUBLE AS value, 1.0 AS weight FROM (
+  SELECT case_id, device_id, round_id,
+         coalesce(max(device_runtime_peak_bytes), greatest(0, max(device_used_peak_bytes) - any_value(before))) AS peak
+  FROM spans LEFT JOIN (
+    SELECT case_id, device_id, max(device_used_median_bytes) AS before FROM spans
+    WHERE phase = 'baseline' GROUP BY case_id, device_id) USING (case_id, device_id)
+  WHERE phase = 'round' AND device_id <> '' GROUP BY case_id, device_id, round_id)
+GROUP BY case_id, round_id
+"""
+"""The device memory of each counted round, as `SAMPLE_PART` has it of the case."""

@@ -619,6 +619,7 @@ class ModelVariant(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     LOADED_FIELD_NUMBER: _builtins.int
+    QUANTISATION_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """Short name people use."""
     variant: _builtins.str
@@ -639,6 +640,8 @@ class ModelVariant(_message.Message):
     """Whether it is on the host."""
     loaded: _builtins.bool
     """Whether it is in memory."""
+    quantisation: _builtins.str
+    """How its weights are stored, such as "int4" or "q4_k_m"."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tags such as "chat"."""
@@ -657,10 +660,11 @@ class ModelVariant(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         cached: _builtins.bool | None = ...,
         loaded: _builtins.bool | None = ...,
+        quantisation: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_context_length", b"_context_length", "_device", b"_device", "_execution_provider", b"_execution_provider", "_license", b"_license", "_loaded", b"_loaded", "_size_bytes", b"_size_bytes", "cached", b"cached", "context_length", b"context_length", "device", b"device", "execution_provider", b"execution_provider", "license", b"license", "loaded", b"loaded", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_context_length", b"_context_length", "_device", b"_device", "_execution_provider", b"_execution_provider", "_license", b"_license", "_loaded", b"_loaded", "_quantisation", b"_quantisation", "_size_bytes", b"_size_bytes", "cached", b"cached", "context_length", b"context_length", "device", b"device", "execution_provider", b"execution_provider", "license", b"license", "loaded", b"loaded", "quantisation", b"quantisation", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_context_length", b"_context_length", "_device", b"_device", "_execution_provider", b"_execution_provider", "_license", b"_license", "_loaded", b"_loaded", "_size_bytes", b"_size_bytes", "alias", b"alias", "cached", b"cached", "capabilities", b"capabilities", "context_length", b"context_length", "device", b"device", "execution_provider", b"execution_provider", "license", b"license", "loaded", b"loaded", "runtime", b"runtime", "size_bytes", b"size_bytes", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_context_length", b"_context_length", "_device", b"_device", "_execution_provider", b"_execution_provider", "_license", b"_license", "_loaded", b"_loaded", "_quantisation", b"_quantisation", "_size_bytes", b"_size_bytes", "alias", b"alias", "cached", b"cached", "capabilities", b"capabilities", "context_length", b"context_length", "device", b"device", "execution_provider", b"execution_provider", "license", b"license", "loaded", b"loaded", "quantisation", b"quantisation", "runtime", b"runtime", "size_bytes", b"size_bytes", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached: _TypeAlias = _typing.Literal["cached"]  # noqa: Y015
     _WhichOneofArgType__cached: _TypeAlias = _typing.Literal["_cached", b"_cached"]  # noqa: Y015
@@ -674,6 +678,8 @@ class ModelVariant(_message.Message):
     _WhichOneofArgType__license: _TypeAlias = _typing.Literal["_license", b"_license"]  # noqa: Y015
     _WhichOneofReturnType__loaded: _TypeAlias = _typing.Literal["loaded"]  # noqa: Y015
     _WhichOneofArgType__loaded: _TypeAlias = _typing.Literal["_loaded", b"_loaded"]  # noqa: Y015
+    _WhichOneofReturnType__quantisation: _TypeAlias = _typing.Literal["quantisation"]  # noqa: Y015
+    _WhichOneofArgType__quantisation: _TypeAlias = _typing.Literal["_quantisation", b"_quantisation"]  # noqa: Y015
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
     @_typing.overload
@@ -688,6 +694,8 @@ class ModelVariant(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__license) -> _WhichOneofReturnType__license | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loaded) -> _WhichOneofReturnType__loaded | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quantisation) -> _WhichOneofReturnType__quantisation | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
 

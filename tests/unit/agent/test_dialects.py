@@ -106,6 +106,7 @@ class TestOllama:
         assert first == Model(
             alias="llama3.2", variant="llama3.2:3b", device="gpu", execution_provider="gpu", size_bytes=2_019_393_189,
             context_length=4096, capabilities=("3.2b", "q4_k_m"), cached=True, loaded=True,
+            quantisation="q4_k_m",
         )  # fmt: skip
         assert (second.device, second.loaded, second.context_length) == (None, False, None)
 
@@ -196,6 +197,7 @@ class TestLmStudio:
         assert model == Model(
             alias="gemma-3-270m-it-qat", variant=MODEL, size_bytes=241_410_208, context_length=32_768,
             capabilities=("270m", "q4_0", "gguf", "tools"), cached=True, loaded=False,
+            quantisation="q4_0",
         )  # fmt: skip
 
     def test_requests_go_to_the_instance_that_was_loaded(self) -> None:

@@ -32,9 +32,12 @@ def test_directories_are_named_after_themselves_unless_they_say_otherwise(tmp_pa
     assert (plain.model.context_length, plain.model.device, plain.model.cached) == (512, "cpu", True)
     assert plain.reasoning is None
     said = make(tmp_path / "x", provider="cuda")
-    (said / "benchfleet.toml").write_text('alias = "phi"\nversion = 7\nlicense = "mit"\nreasoning = ["<t>", "</t>"]\n')
+    (said / "benchfleet.toml").write_text(
+        'alias = "phi"\nversion = 7\nlicense = "mit"\nquantisation = "INT4"\nreasoning = ["<t>", "</t>"]\n'
+    )
     found = describe(said)
     assert (found.model.variant, found.model.license) == ("phi-local-gpu:7", "mit")
+    assert (found.model.quantisation, plain.model.quantisation) == ("int4", None)
     assert found.model.execution_provider == "CUDAExecutionProvider"
     assert found.reasoning == ("<t>", "</t>")
     assert "reasoning" in found.model.capabilities

@@ -24,6 +24,15 @@ CASE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_what_the_runtime_says_of_quantisation_wins_over_names() -> None:
+    assert quantisation_of(CASE | {"quantisation": "int4"}) == "int4"
+    assert group_name(CASE | {"quantisation": "int4", "variant": "phi-fp16:1"}, ("quantisation",)) == "int4"
+
+
+def test_a_runs_name_stands_for_its_commit() -> None:
+    assert group_name(CASE, ("commit",)) == group_name(CASE, ("name",)) == "abc123"
+
+
 @pytest.mark.parametrize(
     ("variant", "quantisation"),
     [

@@ -64,7 +64,16 @@ def data() -> ReportData:
             itl_error_s=0.00002,
         ),
         case("c2", host="b", rounds=3, ttft_p50_s=0.2, decode_tokens_per_s=50.0, warmup_rounds=1),
-        case("c3", host="b", model="big", status="failed", reason="load_failed", message="no | room", requests=0),
+        case(
+            "c3",
+            host="b",
+            model="big",
+            model_asked="big",
+            status="failed",
+            reason="load_failed",
+            message="no | room",
+            requests=0,
+        ),
     ]
     host = {"host": "a", "cpu_model": "Test CPU", "logical_cores": 4, "memory_bytes": 8 << 30, "os_name": "Linux",
             "os_version": "6.1", "agent_version": "0.1.0", "machine_id": "m1",

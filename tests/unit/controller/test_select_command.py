@@ -125,7 +125,7 @@ def test_capabilities_come_from_the_run_or_from_a_file(tmp_path: Path, capsys: A
 def test_quality_that_nobody_measured_fails_honestly(tmp_path: Path, capsys: Any) -> None:
     code, out = run(lab(tmp_path), capsys, min_quality="0.8")
     assert code == 1
-    assert "quality unmeasured: no run scored its answers; leave --min-quality out" in out
+    assert "quality unmeasured: no answer was scored; `benchfleet score RUN --expected FILE`" in out
 
 
 def test_json_has_base_units_intervals_and_the_recommendation(tmp_path: Path, capsys: Any) -> None:

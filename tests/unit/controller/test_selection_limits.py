@@ -112,7 +112,7 @@ def test_too_few_rounds_are_never_sure(fields: dict[str, Any]) -> None:
         ("max_vram", "2GiB", {"device": "gpu", "unmeasured": {"device_memory_used_bytes": "no NVML"}}, "no NVML"),
         ("max_vram", "2GiB", {"device": "cpu", "execution_provider": None}, "VRAM unmeasured"),
         ("max_disk", "1GB", {"size_bytes": None}, "models.json"),
-        ("min_quality", "0.5", {}, "no run scored its answers"),
+        ("min_quality", "0.5", {}, "no answer was scored; `benchfleet score"),
         ("max_ttft_p95", "1", {"ttft_p95_s": None, "stream": False}, "not streamed"),
         ("max_ram", "2GiB", {"ram_peak_bytes": None, "remote": True}, "another machine"),
         ("license", "mit", {"license": None}, "licence unknown"),

@@ -122,6 +122,12 @@ def test_energy_by_round_gives_intervals(tmp_path: Path) -> None:
     assert store.round_values("energy_per_token_j", ["r1"]).weight.tolist() == [100.0, 100.0]
 
 
+def test_device_memory_by_round_is_what_the_device_held_above_its_baseline(tmp_path: Path) -> None:
+    values = made(tmp_path / "a.duckdb").round_values("vram_peak_bytes", ["r1"])
+    assert values.case_id.tolist() == ["c1", "c1"]
+    assert values.value.tolist() == [120 * MIB, 120 * MIB]
+
+
 def test_a_cpu_case_is_not_charged_for_the_board_alone(tmp_path: Path) -> None:
     store = made(tmp_path / "a.duckdb", device="cpu", ep="CPU")
     (case,) = store.case_results()
@@ -132,7 +138,7 @@ def test_a_cpu_case_is_not_charged_for_the_board_alone(tmp_path: Path) -> None:
     assert row.why.startswith("the device is contradicted")
     sure = {"device_proof": "confirmed"}
     (_, row) = compare([case | {"host": "z"} | sure, case | sure], ("host",), "z", ["energy_per_token_j"]).rows
-    assert row.why == f"unmeasured here: {case['energy_reason']}"
+    assert row.why == f"unmeasured on both sides: {case['energy_reason']}"
 
 
 def test_energies_of_different_scopes_are_not_compared(tmp_path: Path) -> None:

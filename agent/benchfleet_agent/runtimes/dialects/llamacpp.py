@@ -118,6 +118,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         cached=True,
         # Without a status it is a server with one model, which it has loaded before it answers.
         loaded=value in (None, "loaded"),
+        quantisation=quantization.lower() if quantization else None,
     )
 
 

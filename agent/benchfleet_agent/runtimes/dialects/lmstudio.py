@@ -139,6 +139,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         ),
         cached=True,
         loaded=bool(_instances(entry)),
+        quantisation=_lower(quantization),
     )
 
 
@@ -151,7 +152,13 @@ def _model_v0(entry: Mapping[str, Any]) -> Model:
         capabilities=tuple(word.lower() for word in words if word),
         cached=True,
         loaded=entry.get("state") == "loaded",
+        quantisation=_lower(entry.get("quantization")),
     )
+
+
+def _lower(value: object) -> str | None:
+    found = text(value)
+    return found.lower() if found else None
 
 
 def _fits(document: Any, key: str, *names: str) -> bool:

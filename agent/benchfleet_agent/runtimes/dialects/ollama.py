@@ -141,6 +141,7 @@ def _model(entry: Mapping[str, Any], running: Mapping[str, Any] | None) -> Model
         capabilities=tuple(tag.lower() for tag in tags if tag),
         cached=True,
         loaded=running is not None,
+        quantisation=tags[1].lower() if tags[1] else None,
     )
 
 
