@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from benchfleet.samples import SAMPLE_METRICS
-from benchfleet_controller.store import schema
+from benchfleet_controller.store import pooling, schema
 from benchfleet_controller.store.migrations import migrate
 from benchfleet_controller.store.views import VIEWS
 
@@ -38,7 +38,7 @@ def schema_page(text: str) -> str:
         ).fetchall()
     told = {(table.name, column.name): column.comment for table in schema.TABLES for column in table.columns}
     comments = {table.name: table.comment for table in schema.TABLES}
-    for name in (*VIEWS, *comments):
+    for name in (*(name for name in VIEWS if name not in pooling.VIEWS), *comments):
         if f"\n## {name}\n" not in text:
             text = text.replace(
                 "\n## schema_migrations\n", f"\n## {name}\n\n{comments[name]}\n\n## schema_migrations\n"
