@@ -12,6 +12,7 @@ from benchfleet_controller.capacity import Limits
 from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
 from benchfleet_controller.commands.comparing import comparison_of, price_of
+from benchfleet_controller.commands.devices import devices_section
 from benchfleet_controller.commands.evidence import outliers_text
 from benchfleet_controller.findings import findings
 from benchfleet_controller.report import (
@@ -120,7 +121,9 @@ def run_text(
     certificates = store.certificates([run_id])
     instrument = certificate_section(certificates, cases, asked=(run["plan"] or {}).get("certificate"))
     metered = energy_section(cases)
-    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases)), *(one for one in (metered, instrument) if one)]
+    devices = devices_section(store, run_id, cases)
+    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases))]
+    sections += [one for one in (devices, metered, instrument) if one]
     return "\n".join(
         part
         for part in (
