@@ -291,7 +291,7 @@ def expand(
 ) -> tuple[JobPlan, ...]:
     """One job a host, each with every case, in an order shuffled by the plan's seed (the same on every host).
 
-    ``new_id`` makes the ids of jobs and cases; ``offered`` says by (host, runtime, model) what the device ``all`` means.
+    ``new_id`` makes the ids of jobs and cases; ``offered`` says by (host, runtime, model) what ``all`` devices are.
     """
     return tuple(JobPlan(new_id(), host, _cases(plan, host.name, new_id, offered or {})) for host in plan.hosts)
 

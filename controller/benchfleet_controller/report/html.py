@@ -19,6 +19,7 @@ from typing import Any, Literal
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.findings import findings
 from benchfleet_controller.outliers import Outlier
+from benchfleet_controller.plan_export import plan_document
 from benchfleet_controller.report import charts
 from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
 from benchfleet_controller.report.data import ReportData
@@ -160,7 +161,7 @@ def _page(data: HtmlReport) -> dict[str, Any]:
         ],
         "failures": _failures(report, labels),
         "answers": _answers(report, labels),
-        "plan": "\n".join(map(clean, to_json(run["plan"]).splitlines())) if run.get("plan") else None,
+        "plan": to_json(plan_document(run["plan"])).rstrip() if run.get("plan") else None,
         "metrics": registry.CASE_METRICS,
         "page": {"light": charts.LIGHT, "dark": charts.DARK, "specs": {chart.name: chart.spec for chart in drawn}},
         "policy": _policy(library, boot),

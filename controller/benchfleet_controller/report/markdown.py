@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from benchfleet_controller.compare import Verdict
 from benchfleet_controller.findings import findings
+from benchfleet_controller.plan_export import plan_document
 from benchfleet_controller.report.cases import case_for_people, goodput_columns, notes_of, prompt_set_column
 from benchfleet_controller.report.data import ReportData, comparison_rows
 from benchfleet_controller.report.exports import (
@@ -224,11 +226,12 @@ def _answers_part(data: ReportData) -> list[str]:
 
 def _reproduction(data: ReportData) -> str:
     run = data.run
-    lines = [
-        "The plan below with the same seed gives the same cases in the same order:\n",
-        "```json",
-        to_json(run["plan"]).rstrip().replace("```", "` ` `") if run.get("plan") else "(collected without its plan)",
-        "```",
-        f"\nbenchfleet {clean(str(run.get('benchfleet_version') or 'unknown'))}, seed {run.get('seed')}.",
-    ]
-    return "\n".join(lines) + "\n"
+    with_what = f"benchfleet {clean(str(run.get('benchfleet_version') or 'unknown'))}, seed {run.get('seed')}."
+    if not run.get("plan"):
+        return f"This run was collected from its host without its plan.\n\n{with_what}\n"
+    plan = to_json(plan_document(run["plan"])).rstrip()
+    fence = "`" * max(4, 1 + max(map(len, re.findall("`+", plan)), default=0))
+    return (
+        "Save the plan below as `plan.json`; the same seed gives the same cases in the same order:\n\n"
+        f"```\nbenchfleet run plan.json\n```\n\n{fence}json\n{plan}\n{fence}\n\n{with_what}\n"
+    )
