@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/schema.md and docs/metrics.md that follow from the program: `make docs`.
+"""Rewrites the tables of docs/schema.md, docs/metrics.md and docs/warnings.md that follow from the program: `make docs`.
 
 Columns of tables and telemetry are described where they are declared, columns of views in the page itself: their
 rows are kept, and a new one is written with the words "(to be described)", on which a test fails.
@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 
 from benchfleet.samples import SAMPLE_METRICS
+from benchfleet_controller.checks.codes import TOLD
 from benchfleet_controller.store import pooling, schema
 from benchfleet_controller.store.migrations import migrate
 from benchfleet_controller.store.views import VIEWS
@@ -22,9 +23,11 @@ TO_DESCRIBE = "(to be described)"
 
 
 def main() -> None:
-    """Rewrite both pages in place."""
+    """Rewrite the pages in place."""
     page = DOCS / "schema.md"
     page.write_text(schema_page(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page = DOCS / "warnings.md"
+    page.write_text(warnings_page(page.read_text(encoding="utf-8")), encoding="utf-8")
     page = DOCS / "metrics.md"
     page.write_text(metrics_page(page.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -55,6 +58,13 @@ def schema_page(text: str) -> str:
         head = section.split("\n| column |")[0].rstrip()
         text = text[:start] + head + "\n\n" + "\n".join(rows) + "\n" + text[start + len(section) :]
     return text
+
+
+def warnings_page(text: str) -> str:
+    """The page with a row for every warning there is."""
+    head = text[: text.index("| code |")]
+    rows = ["| code | what it means | what to do |", "| --- | --- | --- |"]
+    return head + "\n".join(rows + [f"| `{code}` | {what} | {advice} |" for code, (what, advice) in TOLD.items()]) + "\n"
 
 
 def metrics_page(text: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.capacity import Limits
-from benchfleet_controller.checks import Warned, check, load_shape
+from benchfleet_controller.checks import check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
+from benchfleet_controller.commands.cautions import warnings_text
 from benchfleet_controller.commands.comparing import comparison_of, price_of
 from benchfleet_controller.commands.devices import devices_section
 from benchfleet_controller.commands.evidence import outliers_text
@@ -190,17 +191,6 @@ def limits_of(run: Row, text: str | None) -> Limits | None:
         return Limits.parse(text)
     except ValueError as error:
         raise UsageError(f"--goodput: {error}") from None
-
-
-def warnings_text(warnings: Sequence[Warned], style: str = "table") -> str:
-    """Warnings as lines; what is said of several subjects is said once."""
-    subjects: dict[tuple[str, str], list[str]] = {}
-    for warned in warnings:
-        subjects.setdefault((warned.message, warned.advice), []).append(warned.subject)
-    return "".join(
-        sentence(f"warning: {', '.join(names)}: {message}; {advice}", style) + "\n"
-        for (message, advice), names in subjects.items()
-    )
 
 
 def findings_text(cases: Sequence[Row], style: str) -> str:

@@ -13,6 +13,7 @@ from benchfleet.samples import SAMPLE_METRICS
 from benchfleet_agent.config import AgentConfig, load_config
 from benchfleet_agent.load.record import Accounting
 from benchfleet_controller import plan as plans
+from benchfleet_controller.checks.codes import TOLD, Code
 from benchfleet_controller.cli import parser
 from benchfleet_controller.inventory import load_inventory
 from benchfleet_controller.metrics import CASE_METRICS
@@ -118,3 +119,10 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [*ROOT.glob("docs/**/*.md"), ROOT / "SECURITY.md", ROOT / "deploy/README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_warnings_lists_every_one() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "docs/warnings.md").read_text(), re.MULTILINE)
+
+    assert listed == [code.value for code in Code]
+    assert list(TOLD) == list(Code)
