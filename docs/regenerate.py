@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/schema.md, docs/metrics.md and docs/warnings.md that follow from the program: `make docs`.
+"""Rewrites the tables of docs/ (schema, metrics, warnings) that follow from the program: `make docs`.
 
 Columns of tables and telemetry are described where they are declared, columns of views in the page itself: their
 rows are kept, and a new one is written with the words "(to be described)", on which a test fails.
@@ -64,7 +64,8 @@ def warnings_page(text: str) -> str:
     """The page with a row for every warning there is."""
     head = text[: text.index("| code |")]
     rows = ["| code | what it means | what to do |", "| --- | --- | --- |"]
-    return head + "\n".join(rows + [f"| `{code}` | {what} | {advice} |" for code, (what, advice) in TOLD.items()]) + "\n"
+    rows += [f"| `{code}` | {what} | {advice} |" for code, (what, advice) in TOLD.items()]
+    return head + "\n".join(rows) + "\n"
 
 
 def metrics_page(text: str) -> str:

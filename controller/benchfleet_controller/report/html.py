@@ -138,7 +138,7 @@ def _page(data: HtmlReport) -> dict[str, Any]:
         "version": clean(str(run.get("benchfleet_version") or "unknown")),
         "seed": human("seed", run.get("seed")),
         "summary": _summary(report),
-        "findings": [clean(sentence) for sentence in findings(report.cases, data.outliers)],
+        "findings": [clean(sentence) for sentence in findings(report.cases, report.outliers)],
         "results": results,
         "result_notes": result_notes,
         "matrix": matrix_of(report.comparison),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from benchfleet_controller import metrics as registry
 from benchfleet_controller.compare import Verdict
 from benchfleet_controller.findings import findings
 from benchfleet_controller.plan_export import plan_document
@@ -21,6 +22,7 @@ from benchfleet_controller.report.exports import (
     render_table,
     to_json,
 )
+from benchfleet_controller.report.matrix import word
 from benchfleet_controller.report.sections import (
     certificate_section,
     energy_section,
@@ -118,7 +120,7 @@ def render_markdown(data: ReportData) -> str:
 
 
 def _findings_part(data: ReportData) -> list[str]:
-    found = findings(data.cases)
+    found = findings(data.cases, data.outliers)
     lines = [f"- {markdown_cell(sentence)}\n" for sentence in found]
     return ["## Findings\n", "".join(lines)] if found else []
 
@@ -162,6 +164,9 @@ def _comparison_part(data: ReportData) -> list[str]:
         row
         | {
             "shown": human(row["metric"], row["value"]),
+            "label": registry.BY_NAME[row["metric"]].label,
+            "p": None if row["p_value"] is None else Figure(f"{row['p_value']:.2g}"),
+            "verdict_shown": word(Verdict(row["verdict"])),
             "times": "–" if row["ratio"] is None else f"{row['ratio']:.2f} ×",
             "between": "–" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"]),
             "notes": "; ".join([row["why"] or "", *row["flags"]]).strip("; ") or None,
@@ -169,8 +174,15 @@ def _comparison_part(data: ReportData) -> list[str]:
         for row in comparison_rows(data.comparison)
     ]
     held = [key for key in data.comparison.rows[0].conditions if len({str(row.get(key)) for row in rows}) > 1]
-    pairs = [("group", by), ("metric", "Metric"), ("shown", "Value"), ("times", "Ratio"), ("between", "95 % interval")]
-    pairs += [("verdict", "Verdict"), ("notes", "Notes")]
+    pairs = [
+        ("group", by),
+        ("label", "Metric"),
+        ("shown", "Value"),
+        ("n", "n"),
+        ("times", "Ratio"),
+        ("between", "95 % interval"),
+    ]
+    pairs += [("p", "p"), ("verdict_shown", "Verdict"), ("notes", "Notes")]
     columns = [Column(key) for key in held] + [Column(*pair) for pair in pairs]
     better = sum(row["verdict"] == Verdict.BETTER for row in rows)
     worse = sum(row["verdict"] == Verdict.WORSE for row in rows)
