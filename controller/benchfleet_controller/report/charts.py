@@ -139,7 +139,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-_APART = (0.06, 0.05)
+_APART = (0.07, 0.1)
 """Points nearer than these shares of the axes have their numbers written together."""
 
 
@@ -198,7 +198,8 @@ def tradeoff_chart(labels: Mapping[str, str], cases: Sequence[Row]) -> Chart | N
     across, up = (
         alt.Scale(domainMin=0, domainMax=_short(most * room)) for most, room in zip(largest, (1.08, 1.15), strict=True)
     )
-    x = alt.X("memory:Q", title="Peak RAM + device memory (MiB)", scale=across)
+    axis = alt.Axis(tickCount=8, labelOverlap=True)
+    x = alt.X("memory:Q", title="Peak RAM + device memory (MiB)", scale=across, axis=axis)
     y = alt.Y("speed:Q", title="Decode tokens/s", scale=up)
     _number_apart(rows, largest)
     names = ("case", "model", "memory", "speed", "front")

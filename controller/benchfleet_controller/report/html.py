@@ -180,7 +180,8 @@ def _contents(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("failures", "Failures"), ("answers", "Sample answers"),
     )  # fmt: skip
     ids = [("comparison" if name == "matrix" else name, title) for name, title in known if values[name]]
-    more = [(f"more-{place}", section["title"]) for place, section in enumerate(values["sections"], start=1)]
+    titles = [section["title"].split(":")[0] for section in values["sections"]]
+    more = [(f"more-{place}", title) for place, title in enumerate(titles, start=1)]
     before = [name for name, _ in ids].index("hosts")
     return [*ids[:before], *more, *ids[before:], ("reproduce", "How to reproduce")]
 
@@ -325,7 +326,7 @@ def _failures(report: ReportData, labels: Mapping[str, str]) -> _Table | None:
     rows = [
         {**case, "what": case["status"], "message": failure_text(case)} for case in report.cases if case.get("reason")
     ]
-    rows += [{**row, "what": f"{row['n']} requests"} for row in report.failures]
+    rows += [{**row, "what": f"{row['n']} request{'s' * (row['n'] != 1)}"} for row in report.failures]
     named = [{**row, "case": labels.get(str(row["case_id"]), "–")} for row in rows]
     columns = (("case", "Case"), ("what", "What"), ("reason", "Reason"), ("message", "Message"))
     return _table("What failed, and why", named, columns)

@@ -211,7 +211,10 @@ def _failures_part(data: ReportData) -> list[str]:
         for case in data.cases
         if case.get("reason")
     ]
-    rows += [dict(of_case.get(str(r["case_id"]), {})) | dict(r) | {"what": f"{r['n']} requests"} for r in data.failures]
+    rows += [
+        dict(of_case.get(str(r["case_id"]), {})) | dict(r) | {"what": f"{r['n']} request{'s' * (r['n'] != 1)}"}
+        for r in data.failures
+    ]
     if not rows:
         return []
     return ["## Failures\n", render_table(rows, [*columns, Column("message", "Message")], "md")]
