@@ -17,13 +17,15 @@ IMAGES = Path(__file__).parent / "images"
 _DARK, _LIGHT = 0, 1
 _FRAME = """<!DOCTYPE html><body style="margin:0;overflow:hidden">
 <iframe src="report.html" width="{width}" height="9000" style="border:0;position:absolute;top:0" onload="
-  setTimeout(() => this.style.top = -this.contentDocument.getElementById('{part}').offsetTop + 'px', 9000)"></iframe>"""
+  const parts = this.contentDocument.querySelectorAll('{part}'), shown = parts[Math.min(2, parts.length - 1)];
+  parts.forEach((one) => one.open = one === shown);
+  setTimeout(() => this.style.top = -shown.offsetTop + 'px', 9000)"></iframe>"""
 SHOTS = (
     ("report-wide", 1600, 2600, "", _LIGHT),
-    ("report-timelines", 1600, 620, "timelines", _LIGHT),
+    ("report-timelines", 1600, 1150, "#timelines details", _LIGHT),
     ("report-phone", 400, 1500, "", _DARK),
 )
-"""Name, width and height in pixels, the section at the top (empty: the page's top), and the reader's setting."""
+"""Name, width and height in pixels, of which parts the third is shown (empty: the top), the reader's setting."""
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_the_help_names_every_command(arguments: list[str], code: int, capsys: p
     assert main(arguments) == code
 
     assert capsys.readouterr().out == HELP
-    assert [name for name in COMMANDS if f"\n    {name} " not in HELP] == []
+    assert [name for name in COMMANDS if not re.search(rf"^ +{name}\b", HELP, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -126,3 +126,16 @@ def test_the_page_of_warnings_lists_every_one() -> None:
 
     assert listed == [code.value for code in Code]
     assert list(TOLD) == list(Code)
+
+
+def test_the_workflow_in_the_user_guide_uses_commands_and_options_that_there_are() -> None:
+    (workflow,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    commands = dict(_commands())
+    joined = workflow.replace("\\\n", " ")
+    used = [line for line in re.findall(r"\bbenchfleet (?=[a-z])(.+)", joined) if line.split()[0] in commands]
+
+    assert {line.split()[0] for line in used} == {"hosts", "run", "compare", "report", "baseline"}
+    for line in used:
+        known = {option for action in commands[line.split()[0]]._actions for option in action.option_strings}
+        assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", line)) <= known, line
+    assert {"0)", "3)", "5)"} <= set(workflow.split())
