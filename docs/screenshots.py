@@ -22,7 +22,7 @@ _FRAME = """<!DOCTYPE html><body style="margin:0;overflow:hidden">
   setTimeout(() => this.style.top = -shown.offsetTop + 'px', 9000)"></iframe>"""
 SHOTS = (
     ("report-wide", 1600, 2600, "", _LIGHT),
-    ("report-timelines", 1600, 1150, "#timelines details", _LIGHT),
+    ("report-timelines", 1600, 1150, "#timelines > details", _LIGHT),
     ("report-phone", 400, 1500, "", _DARK),
 )
 """Name, width and height in pixels, of which parts the third is shown (empty: the top), the reader's setting."""
