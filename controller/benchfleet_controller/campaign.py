@@ -19,7 +19,7 @@ from benchfleet.v1 import job_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.fleet import Agent, HostProblem
 from benchfleet_controller.follow import UNENDED, Watch, Writer, follow
-from benchfleet_controller.plan import HostTarget, JobPlan, Plan, expand
+from benchfleet_controller.plan import HostTarget, JobPlan, Offer, Plan, expand
 from benchfleet_controller.store import Store
 
 Say = Callable[[str], None]
@@ -65,7 +65,7 @@ def holder() -> str:
 async def prepare(plan: Plan, store: Store, say: Say, *, detach: bool) -> tuple[Campaign, list[Agent]]:
     """Check hosts and models, then record the run. Raises `Refused` with nothing started or written."""
     agents, problems = await fleet.connect_all(plan.hosts)
-    offered: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    offered: dict[tuple[str, str, str], tuple[Offer, ...]] = {}
     for agent in agents:
         try:
             agent.check_idle()

@@ -1,11 +1,11 @@
 """benchfleet: parse, call, print; nothing else.
 
-Commands live in `commands` and are imported when used, so that ``--help`` stays quick.
+Commands live in `commands` and are imported when used; the top-level help is a text made beforehand (`make docs`), for
+argparse alone takes longer than Python itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
@@ -13,6 +13,7 @@ from benchfleet import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
 EXIT_DONE = 0
@@ -28,12 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete(os.environ.get("COMP_LINE", ""))
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given in ([], ["-h"], ["--help"]):
+        from benchfleet_controller.help_text import HELP
+
+        sys.stdout.write(HELP)
+        return EXIT_DONE if given else EXIT_USAGE
+    if given == ["--version"]:
+        print(f"benchfleet {__version__}")
+        return EXIT_DONE
     # Only the named command's options are built: they are most of the time that --help takes.
     chosen = next((word for word in given if word in COMMANDS), "")
     options = parser(chosen).parse_args(given)
     if not hasattr(options, "command"):
-        parser("").print_help()
-        return EXIT_USAGE
+        parser("").error("name a command; benchfleet --help lists them")
     return _carry_out(options)
 
 
@@ -67,7 +75,11 @@ def _complete(line: str) -> None:
     """Answer a shell that completes ``line``, and end; only the options of the command in it are built."""
     import argcomplete
 
-    argcomplete.autocomplete(parser(next((word for word in line.split() if word in COMMANDS), "")))
+    from benchfleet_controller.completers import attach
+
+    asked = parser(next((word for word in line.split() if word in COMMANDS), ""))
+    attach(asked)
+    argcomplete.autocomplete(asked)
 
 
 def complain(message: str, code: int = EXIT_USAGE) -> int:
@@ -81,10 +93,12 @@ def complain(message: str, code: int = EXIT_USAGE) -> int:
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command line: with the options of every command, or of the chosen one only."""
+    import argparse
+
     top = argparse.ArgumentParser(
         prog="benchfleet",
-        description="Benchmarks local language models across machines: which hardware, device and model is "
-        "better for this work, by how much, and how sure.",
+        description="Benchmarks local language models across machines: which hardware, device and model\n"
+        "is better for this work, by how much, and how sure.",
         epilog="examples:\n"
         "  benchfleet demo\n"
         "  benchfleet run --host lab1=192.168.1.20 --host lab2=192.168.1.21 --model smollm2-135m\n"

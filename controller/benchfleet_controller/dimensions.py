@@ -30,6 +30,9 @@ _DEFAULTS = {"path": "http"}
 """Rows of before there were several paths say nothing of it: all were reached by HTTP."""
 _FREES = {"ep": ("device",), "variant": ("device", "model"), "quantisation": ("model",)}
 """What cannot be held equal: another variant is another model by name, another provider mostly another device."""
+_ACROSS_VARIANTS = frozenset({"device", "ep"})
+"""Compared by these, variants of one alias are one model, even where each was asked for by its own id."""
+_ONE_MODEL = "one_model"
 _COLUMNS = _HELD | _FOUND | _RUNS | {name: name for name in CONDITIONS}
 
 DIMENSIONS = tuple(_COLUMNS)
@@ -88,7 +91,10 @@ def held_columns(by: Sequence[str]) -> list[str]:
     if "case" in by:
         return []
     freed = {*by, *(one for name in by for one in _FREES.get(name, ()))}
-    return [*(column for name, column in _HELD.items() if name not in freed), *(c for c in CONDITIONS if c not in by)]
+    held = {name: column for name, column in _HELD.items() if name not in freed}
+    if "model" in held and not _ACROSS_VARIANTS.isdisjoint(by):
+        held["model"] = _ONE_MODEL
+    return [*held.values(), *(c for c in CONDITIONS if c not in by)]
 
 
 def stratum(row: Row, by: Sequence[str]) -> tuple[Any, ...]:
@@ -100,6 +106,8 @@ def shared_conditions(row: Row, by: Sequence[str]) -> dict[str, Any]:
     """What to say of a stratum, by name."""
     held = held_columns(by)
     shown = [name for name, column in _HELD.items() if column in held and name != "path"]
+    if _ONE_MODEL in held:
+        shown.insert(1 if "host" in shown else 0, "model")
     load = [c for c in ("prompt_set", "concurrency", "request_rate_per_s", "max_tokens") if c in held]
     return {name: row.get(name) for name in (*shown, *load)}
 
@@ -109,7 +117,9 @@ def nearest(row: Row, candidates: Sequence[Row], by: Sequence[str]) -> str:
     best: list[str] | None = None
     for other in candidates:
         differing = [
-            f"{c} {row.get(c)} instead of {other.get(c)}" for c in held_columns(by) if row.get(c) != other.get(c)
+            f"{c} {_column(row, c)} instead of {_column(other, c)}"
+            for c in held_columns(by)
+            if _column(row, c) != _column(other, c)
         ]
         best = differing if best is None or len(differing) < len(best) else best
     return ", ".join(best or ())
@@ -118,5 +128,8 @@ def nearest(row: Row, candidates: Sequence[Row], by: Sequence[str]) -> str:
 def _column(row: Row, column: str) -> Any:
     if column == "quantisation":
         return quantisation_of(row)
+    if column == _ONE_MODEL:
+        asked = row.get("model_asked")
+        return row.get("model") if asked is not None and asked == row.get("variant") else asked
     value = row.get(column)
     return _DEFAULTS.get(column) if value is None else value

@@ -25,6 +25,13 @@ class Key(NamedTuple):
     round_index: int
     position: int
     """Place in its round, from 0."""
+    prefix: str = ""
+    """The words put before the prompt: they are part of the question."""
+
+    @property
+    def question(self) -> tuple[str, str]:
+        """What was asked, wherever in the case."""
+        return self.prompt_id, self.prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +133,19 @@ def equality(left: Iterable[Answer], right: Iterable[Answer]) -> Equality:
     apart = tuple(_divergence(one, other) for one, other in pairs if not one.same_as(other))
     if not pairs:
         return Equality(0, 0, None, None, (), _why_unpaired(*sides))
-    equal, prompts = len(pairs) - len(apart), len({one.key.prompt_id for one, _ in pairs})
+    equal, prompts = len(pairs) - len(apart), len({one.key.question for one, _ in pairs})
     interval = stats.share_interval(equal * prompts / len(pairs), prompts)
     return Equality(len(pairs), equal, equal / len(pairs), interval, apart, "")
 
 
 def repeatability(answers: Iterable[Answer]) -> Repeatability:
     """Compare the answers of one group with each other, prompt by prompt."""
-    prompts: dict[str, list[Answer]] = defaultdict(list)
+    prompts: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
-        prompts[answer.key.prompt_id].append(answer)
+        prompts[answer.key.question].append(answer)
     pairs = equal = repeated = 0
     unrepeatable = []
-    for prompt_id, given in prompts.items():
+    for (prompt_id, _), given in prompts.items():
         hashed = all(answer.sha256 is not None for answer in given)
         counts = Counter(answer.sha256 if hashed else answer.text for answer in given)
         pairs += _pairs(len(given))
@@ -186,6 +193,8 @@ def _why_unpaired(left: dict[Key, list[Answer]], right: dict[Key, list[Answer]])
     prompts = tuple({key.prompt_id for key in side} for side in (left, right))
     if prompts[0].isdisjoint(prompts[1]):
         return f"no prompt in common: {_some(prompts[0])} on the left, {_some(prompts[1])} on the right"
+    if {key.question for key in left}.isdisjoint(key.question for key in right):
+        return "the same prompts, but after other words on each side: only deterministic runs begin them alike"
     return "no prompt in the same place of the same round on both sides: were rounds or the order of prompts others?"
 
 

@@ -19,7 +19,8 @@ from benchfleet.transport import failure_of, split_address
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
 from benchfleet_controller.credentials import explain_silence, open_link, updates
-from benchfleet_controller.plan import ALL_DEVICES, DEVICES, HostTarget, Plan
+from benchfleet_controller.offers import offers_of
+from benchfleet_controller.plan import ALL_DEVICES, HostTarget, Offer, Plan
 from benchfleet_controller.plan_limits import overlong
 
 CONNECT_S = 5.0
@@ -226,26 +227,24 @@ def absent_providers(listed: pb.ListModelsResponse) -> str:
 
 async def check_models(
     agent: Agent, plan: Plan, tell: Callable[[str], None] = lambda _: None
-) -> dict[tuple[str, str, str], tuple[str, ...]]:
-    """Make sure every case of a plan has a model on this host, and say which devices ``all`` means here.
+) -> dict[tuple[str, str, str], tuple[Offer, ...]]:
+    """Make sure every case of a plan has a model on this host, and say what the device ``all`` means here.
 
-    By (host, runtime, model), in the order of `DEVICES`; ``tell`` hears of providers that are not there. Raises
+    By (host, runtime, model); ``tell`` hears of providers that are not there. Raises
     `HostProblem` naming near models, or when prompts and answers do not fit into a model's context.
     """
-    offered: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    offered: dict[tuple[str, str, str], tuple[Offer, ...]] = {}
     for runtime in plan.runtimes:
         url = plan.endpoint_url if runtime == "endpoint" else ""
         for model in plan.models:
-            devices = plan.devices
-            if ALL_DEVICES in devices:
+            offers = tuple(Offer(device, model) for device in plan.devices)
+            if ALL_DEVICES in plan.devices:
                 listed = await agent.models(runtime, url)
                 if missing := absent_providers(listed):
                     tell(f"{agent.target.name}: {missing}")
-                known = {v.device for v in listed.models if model in (v.alias, v.variant)}
-                devices = tuple(device for device in DEVICES if device in known) or ("",)
-                offered[agent.target.name, runtime, model] = devices
-            for device in devices:
-                variant = await agent.resolve(runtime, url, model, device)
+                offers = offered[agent.target.name, runtime, model] = offers_of(model, listed.models)
+            for device, asked in offers:
+                variant = await agent.resolve(runtime, url, asked, device)
                 if variant.HasField("context_length") and (problem := overlong(plan, variant.context_length)):
                     failure = Failure(Reason.CONTEXT_OVERFLOW, f"{variant.variant or model}: {problem}")
                     raise HostProblem(agent.target, failure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from benchfleet.v1 import job_pb2
 
@@ -275,29 +276,40 @@ class JobPlan:
         )
 
 
+class Offer(NamedTuple):
+    """One of the cases that ``all`` stands for."""
+
+    device: str
+    """Empty: the runtime's choice."""
+    model: str
+    """The model as the plan names it, or the exact variant where a device has several."""
+
+
 Combination = tuple[str, str, str, str, int, float | None, str]
 """Runtime, model, device, prompt set, concurrency, rate, path."""
 
 
 def expand(
-    plan: Plan, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[str]] | None = None
+    plan: Plan, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[Offer]] | None = None
 ) -> tuple[JobPlan, ...]:
     """One job a host, each with every case, in an order shuffled by the plan's seed (the same on every host).
 
-    ``new_id`` makes the ids of jobs and cases; ``offered`` says by (host, runtime, model) which devices ``all`` means.
+    ``new_id`` makes the ids of jobs and cases; ``offered`` says by (host, runtime, model) what ``all`` devices are.
     """
     return tuple(JobPlan(new_id(), host, _cases(plan, host.name, new_id, offered or {})) for host in plan.hosts)
 
 
 def _cases(
-    plan: Plan, host: str, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[str]]
+    plan: Plan, host: str, new_id: Callable[[], str], offered: Mapping[tuple[str, str, str], Sequence[Offer]]
 ) -> tuple[CasePlan, ...]:
     combinations: list[Combination] = [
-        (runtime, model, device, prompts.name, concurrency, rate, path)
+        (runtime, asked, device, prompts.name, concurrency, rate, path)
         for runtime in plan.runtimes
         for model in plan.models
         for given in plan.devices
-        for device in (offered.get((host, runtime, model), ("",)) if given == ALL_DEVICES else (given,))
+        for device, asked in (
+            offered.get((host, runtime, model), (Offer("", model),)) if given == ALL_DEVICES else (Offer(given, model),)
+        )
         for prompts in plan.prompt_sets
         for concurrency in plan.concurrencies
         for rate in plan.rates or (None,)

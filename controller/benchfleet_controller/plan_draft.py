@@ -155,6 +155,8 @@ def _assembled(chosen: dict[str, Any]) -> Plan:
         chosen.get("minimum_duration_s") or chosen.get("interval_ratio")
     ):
         chosen.setdefault("blocks", min(DEFAULT_BLOCKS_OF_ALL, chosen.get("rounds", DEFAULT_ROUNDS)))
+    if ALL_DEVICES in chosen.get("devices", ()) and not list(contradictions(chosen | {"deterministic": True})):
+        chosen.setdefault("deterministic", True)  # so that answers of devices can be compared
     if chosen.get("rates"):
         chosen.setdefault("concurrencies", (DEFAULT_IN_FLIGHT,))
     deadlines = Deadlines(**{field.name: chosen.pop(field.name, None) for field in fields(Deadlines)})

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.capacity import Limits
-from benchfleet_controller.checks import Warned, check, load_shape
+from benchfleet_controller.checks import check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
+from benchfleet_controller.commands.cautions import warnings_text
 from benchfleet_controller.commands.comparing import comparison_of, price_of
+from benchfleet_controller.commands.devices import devices_section
 from benchfleet_controller.commands.evidence import outliers_text
 from benchfleet_controller.findings import findings
+from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.report import (
     CASE_COLUMNS,
     Column,
@@ -45,6 +48,8 @@ from benchfleet_controller.results import TABLE_INTERVALS, results_of
 from benchfleet_controller.store import Row, Store
 
 EXIT_DONE, EXIT_CASE_FAILED = 0, 1
+_MOST_REQUESTS_READ = 20_000
+"""About a second."""
 
 _SHOWN = tuple(
     Column(*pair)
@@ -122,14 +127,16 @@ def run_text(
     certificates = store.certificates([run_id])
     instrument = certificate_section(certificates, cases, asked=(run["plan"] or {}).get("certificate"))
     metered = energy_section(cases)
-    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases)), *(one for one in (metered, instrument) if one)]
+    devices = devices_section(store, run_id, cases)
+    sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases))]
+    sections += [one for one in (devices, metered, instrument) if one]
     return "\n".join(
         part
         for part in (
             _table_text(cases, style),
             *(section.text(style) for section in sections),
             warnings_text(check(cases, store.hosts_of_runs([run_id]), certificates), style),
-            findings_text(cases, style),
+            findings_text(cases, outliers_for_findings(store, run_id, cases), style),
         )
         if part
     )
@@ -192,21 +199,17 @@ def limits_of(run: Row, text: str | None) -> Limits | None:
         raise UsageError(f"--goodput: {error}") from None
 
 
-def warnings_text(warnings: Sequence[Warned], style: str = "table") -> str:
-    """Warnings as lines; what is said of several subjects is said once."""
-    subjects: dict[tuple[str, str], list[str]] = {}
-    for warned in warnings:
-        subjects.setdefault((warned.message, warned.advice), []).append(warned.subject)
-    return "".join(
-        sentence(f"warning: {', '.join(names)}: {message}; {advice}", style) + "\n"
-        for (message, advice), names in subjects.items()
-    )
-
-
-def findings_text(cases: Sequence[Row], style: str) -> str:
+def findings_text(cases: Sequence[Row], outliers: Sequence[Outlier], style: str) -> str:
     """What the results come to, as lines."""
     dash = "- " if style == "md" else ""
-    return "".join(f"{dash}{sentence(found, style)}\n" for found in findings(cases))
+    return "".join(f"{dash}{sentence(found, style)}\n" for found in findings(cases, outliers))
+
+
+def outliers_for_findings(store: Store, run_id: str, cases: Sequence[Row]) -> Sequence[Outlier]:
+    """Outliers for the findings of every format; none among more requests than can be read while somebody waits."""
+    if sum(case["requests"] for case in cases) > _MOST_REQUESTS_READ:
+        return ()
+    return store.outliers([run_id])
 
 
 def report_data(
@@ -233,4 +236,5 @@ def report_data(
         failures=store.failure_reasons([run_id]),
         certificates=certificates,
         stages=store.case_stages([run_id]),
+        outliers=outliers_for_findings(store, run_id, cases),
     )

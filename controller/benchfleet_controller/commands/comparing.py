@@ -15,6 +15,7 @@ from benchfleet_controller import metrics as registry
 from benchfleet_controller.baseline import Baseline
 from benchfleet_controller.commands import UsageError, say, store_of
 from benchfleet_controller.commands.baselines import read_baseline, rounds_of
+from benchfleet_controller.commands.cautions import Cautions, warnings_text
 from benchfleet_controller.commands.evidence import equality_rows, equality_text
 from benchfleet_controller.compare import Comparison, Verdict, compare
 from benchfleet_controller.dimensions import DIMENSIONS, FILTERS, matches
@@ -57,7 +58,8 @@ def compare_command(options: argparse.Namespace) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"{error}{_near(store, baseline)}") from None
-    sys.stdout.write(rendered(comparison, options.format))
+    cautions = Cautions.of_runs(store, run_ids, filters_of(options.where))
+    sys.stdout.write(rendered(comparison, options.format, cautions))
     if all(row.verdict is Verdict.BASELINE for row in comparison.rows):
         say("there is one group only, so nothing is compared; try another --by, or name a --baseline")
     if limit is None:
@@ -153,14 +155,20 @@ def comparison_of(
     return compare(kept, by, baseline, metrics, rounds)
 
 
-def rendered(comparison: Comparison, style: str) -> str:
-    """A comparison in one of `report.FORMATS`."""
+def rendered(comparison: Comparison, style: str, cautions: Cautions) -> str:
+    """A comparison in one of `report.FORMATS`, with what may mislead about it; CSV: the rows alone."""
     if style == "json":
-        return to_json(comparison_rows(comparison))
+        told = {
+            (str(row.conditions), row.group): cautions.of_group(row.conditions, row.group, comparison.by)
+            for row in comparison.rows
+        }
+        rows = zip(comparison_rows(comparison), comparison.rows, strict=True)
+        return to_json([row | {"warnings": told[str(one.conditions), one.group]} for row, one in rows])
     if style == "csv":
         rows = comparison_rows(comparison)
         return render_table(rows, list(rows[0]) if rows else [], "csv")
-    return comparison_text(comparison, style)
+    gap = "\n" if style == "md" else ""
+    return comparison_text(comparison, style) + gap + warnings_text(cautions.warnings(), style)
 
 
 def _document(store: Store, text: str) -> Baseline | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchfleet_controller.checks import load_shape
-from benchfleet_controller.dimensions import group_name, stratum
+from benchfleet_controller.dimensions import group_name, shared_conditions, stratum
 from benchfleet_controller.divergence import Answer, Divergence, Equality, Key, equality, repeatability
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.report import Column, clean, render_table, to_json
@@ -33,6 +33,9 @@ _EQUALITY = (
     Column("repeatable", "Repeatable"),
     Column("example", "Example"),
 )
+
+MOST_ANSWERS_COMPARED = 20_000
+"""Up to so many answers are compared without being asked for: all their texts are read."""
 
 
 def outlier_rows(found: Sequence[Outlier], cases: Sequence[Row]) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ def equality_rows(
     fixed = {case["case_id"]: bool(case["deterministic"]) for case in cases}
     rows = []
     for held, answers in groups.items():
-        conditions = {name: kept[held][name] for name in ("prompt_set", "concurrency", "max_tokens", "temperature")}
+        conditions = shared_conditions(kept[held], by) | {"temperature": kept[held].get("temperature")}
         for name, mine in answers.items():
             same = None if name == baseline else equality(answers.get(baseline, ()), mine)
             rows.append(_row(conditions, name, baseline, mine, same))
@@ -137,10 +140,8 @@ _NOT_FIXED = (
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
-    # The words before a prompt are part of the question; answers to other words are never paired.
-    question = f"{row['prompt_id']}\0{row['prompt_prefix'] or ''}"
     return Answer(
-        Key(question, row["round_rank"], row["position"]),
+        Key(row["prompt_id"] or "", row["round_rank"], row["position"], row["prompt_prefix"] or ""),
         row["text"] or "",
         None if row["piece_length"] is None else tuple(row["piece_length"]),
         row["answer_sha256"],
@@ -174,7 +175,7 @@ def _row(
 
 def _divergence(one: Divergence) -> dict[str, Any]:
     return {
-        "prompt_id": one.key.prompt_id.split("\0")[0],
+        "prompt_id": one.key.prompt_id,
         "round": one.key.round_index,
         "position": one.key.position,
         "token": one.token,

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchfleet_controller.checks import Warned, check, load_shape
 from benchfleet_controller.commands import UsageError, store_of
-from benchfleet_controller.commands.answers import warnings_text
 from benchfleet_controller.commands.baselines import rounds_of
+from benchfleet_controller.commands.cautions import warnings_text
 from benchfleet_controller.commands.comparing import filters_of
 from benchfleet_controller.dimensions import matches
 from benchfleet_controller.metrics import BY_NAME

@@ -88,9 +88,10 @@ def run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--deterministic",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="fix all that decides an answer, to compare answers: temperature 0, top_p 1, a seed, whole rounds",
+        help="fix all that decides an answer, to compare answers: temperature 0, top_p 1, a seed, whole rounds "
+        "(default with --device all, unless another flag forbids it)",
     )
     run.add_argument(
         "--page-cache", choices=("keep", "drop"), help="drop: load models from disk, not memory (default keep)"

@@ -111,7 +111,7 @@ def _document(data: ReportData) -> dict[str, Any]:
             "baseline": data.comparison.baseline,
             "rows": comparison_rows(data.comparison),
         },
-        "findings": list(findings(data.cases)),
+        "findings": list(findings(data.cases, data.outliers)),
         "warnings": [dataclasses.asdict(warned) for warned in data.warnings],
         "failures": [dict(row) for row in data.failures],
         "answers": [dict(row) for row in data.answers],

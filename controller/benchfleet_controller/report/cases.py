@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,9 @@ def half_width(name: str, ends: Sequence[float]) -> str:
     """Half an interval in the digits of its metric; what these would show as 0 with the one digit it takes."""
     half = (ends[1] - ends[0]) / 2
     text = BY_NAME[name].human(half)
-    return text if half == 0 or float(text.replace(",", "")) > 0 else f"{half:.1g}"
+    if half == 0 or float(text.replace(",", "")) > 0:
+        return text
+    return f"{half:.{-math.floor(math.log10(half))}f}"
 
 
 def notes_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:

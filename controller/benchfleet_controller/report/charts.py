@@ -139,6 +139,37 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
+_APART = (0.07, 0.1)
+"""Points nearer than these shares of the axes have their numbers written together."""
+
+
+def _number_apart(rows: Sequence[dict[str, Any]], largest: tuple[float, float]) -> None:
+    """Write the numbers of points that lie together above the fastest of them: numbers over each other read as none."""
+    groups: list[list[dict[str, Any]]] = []
+    for row in sorted(rows, key=lambda one: -float(one["speed"])):
+        near = next((group for group in groups if any(_near(row, one, largest) for one in group)), None)
+        if near is None:
+            groups.append([row])
+        else:
+            near.append(row)
+    for group in groups:
+        numbers = sorted((row["number"] for row in group), key=lambda text: int(text[1:]))
+        for row in group:
+            row["number"] = ""
+        shown = " ".join(numbers[:_MOST_NUMBERS]) + " …" * (len(numbers) > _MOST_NUMBERS)
+        group[0]["number"] = shown
+
+
+_MOST_NUMBERS = 4
+
+
+def _near(one: Row, other: Row, largest: tuple[float, float]) -> bool:
+    return all(
+        abs(float(one[name]) - float(other[name])) < share * most
+        for name, share, most in zip(("memory", "speed"), _APART, largest, strict=True)
+    )
+
+
 def tradeoff_chart(labels: Mapping[str, str], cases: Sequence[Row]) -> Chart | None:
     """Decode speed against memory with the Pareto front; None when no case has both."""
     import altair as alt
@@ -162,8 +193,15 @@ def tradeoff_chart(labels: Mapping[str, str], cases: Sequence[Row]) -> Chart | N
         }
         for place, (case, memory, speed) in enumerate(known)
     ]
-    x = alt.X("memory:Q", title="Peak RAM + device memory (MiB)", scale=alt.Scale(zero=True, nice=True, padding=20))
-    y = alt.Y("speed:Q", title="Decode tokens/s", scale=alt.Scale(zero=True))
+    largest = max(memory for _, memory, _ in known) / 2**20, max(speed for _, _, speed in known)
+    # Both begin at 0, with room for the marks and numbers at the far ends.
+    across, up = (
+        alt.Scale(domainMin=0, domainMax=_short(most * room)) for most, room in zip(largest, (1.08, 1.15), strict=True)
+    )
+    axis = alt.Axis(tickCount=8, labelOverlap=True)
+    x = alt.X("memory:Q", title="Peak RAM + device memory (MiB)", scale=across, axis=axis)
+    y = alt.Y("speed:Q", title="Decode tokens/s", scale=up)
+    _number_apart(rows, largest)
     names = ("case", "model", "memory", "speed", "front")
     points = alt.Chart(alt.NamedData("cases")).encode(
         x=x,

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchfleet_controller.checks import Warned
 from benchfleet_controller.compare import Comparison
+from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.report.exports import Row
 
 
@@ -24,6 +25,7 @@ class ReportData:
     failures: Sequence[Row] = ()
     certificates: Sequence[Row] = ()
     stages: Sequence[Row] = ()
+    outliers: Sequence[Outlier] = ()
 
 
 def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.findings import findings
 from benchfleet_controller.outliers import Outlier
+from benchfleet_controller.plan_export import plan_document
 from benchfleet_controller.report import charts
 from benchfleet_controller.report.cases import (
     case_for_people,
@@ -143,7 +144,7 @@ def _page(data: HtmlReport) -> dict[str, Any]:
         "version": clean(str(run.get("benchfleet_version") or "unknown")),
         "seed": human("seed", run.get("seed")),
         "summary": _summary(report),
-        "findings": [clean(sentence) for sentence in findings(report.cases, data.outliers)],
+        "findings": [clean(sentence) for sentence in findings(report.cases, report.outliers)],
         "results": results,
         "result_notes": result_notes,
         "matrix": matrix_of(report.comparison),
@@ -166,7 +167,7 @@ def _page(data: HtmlReport) -> dict[str, Any]:
         ],
         "failures": _failures(report, labels),
         "answers": _answers(report, labels),
-        "plan": "\n".join(map(clean, to_json(run["plan"]).splitlines())) if run.get("plan") else None,
+        "plan": to_json(plan_document(run["plan"])).rstrip() if run.get("plan") else None,
         "metrics": registry.CASE_METRICS,
         "page": {"light": charts.LIGHT, "dark": charts.DARK, "specs": {chart.name: chart.spec for chart in drawn}},
         "policy": _policy(library, boot),
@@ -185,7 +186,8 @@ def _contents(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("failures", "Failures"), ("answers", "Sample answers"),
     )  # fmt: skip
     ids = [("comparison" if name == "matrix" else name, title) for name, title in known if values[name]]
-    more = [(f"more-{place}", section["title"]) for place, section in enumerate(values["sections"], start=1)]
+    titles = [section["title"].split(":")[0] for section in values["sections"]]
+    more = [(f"more-{place}", title) for place, title in enumerate(titles, start=1)]
     before = [name for name, _ in ids].index("hosts")
     return [*ids[:before], *more, *ids[before:], ("reproduce", "How to reproduce")]
 
@@ -330,7 +332,7 @@ def _failures(report: ReportData, labels: Mapping[str, str]) -> _Table | None:
     rows = [
         {**case, "what": case["status"], "message": failure_text(case)} for case in report.cases if case.get("reason")
     ]
-    rows += [{**row, "what": f"{row['n']} requests"} for row in report.failures]
+    rows += [{**row, "what": f"{row['n']} request{'s' * (row['n'] != 1)}"} for row in report.failures]
     named = [{**row, "case": labels.get(str(row["case_id"]), "–")} for row in rows]
     columns = (("case", "Case"), ("what", "What"), ("reason", "Reason"), ("message", "Message"))
     return _table("What failed, and why", named, columns)

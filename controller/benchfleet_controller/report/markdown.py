@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from benchfleet_controller import metrics as registry
 from benchfleet_controller.compare import Verdict
 from benchfleet_controller.findings import findings
+from benchfleet_controller.plan_export import plan_document
 from benchfleet_controller.report.cases import (
     case_for_people,
     goodput_columns,
@@ -24,6 +27,7 @@ from benchfleet_controller.report.exports import (
     render_table,
     to_json,
 )
+from benchfleet_controller.report.matrix import word
 from benchfleet_controller.report.sections import (
     certificate_section,
     energy_section,
@@ -121,7 +125,7 @@ def render_markdown(data: ReportData) -> str:
 
 
 def _findings_part(data: ReportData) -> list[str]:
-    found = findings(data.cases)
+    found = findings(data.cases, data.outliers)
     lines = [f"- {markdown_cell(sentence)}\n" for sentence in found]
     return ["## Findings\n", "".join(lines)] if found else []
 
@@ -158,6 +162,9 @@ def _comparison_part(data: ReportData) -> list[str]:
         row
         | {
             "shown": human(row["metric"], row["value"]),
+            "label": registry.BY_NAME[row["metric"]].label,
+            "p": None if row["p_value"] is None else Figure(f"{row['p_value']:.2g}"),
+            "verdict_shown": word(Verdict(row["verdict"])),
             "times": "–" if row["ratio"] is None else f"{row['ratio']:.2f} ×",
             "between": "–" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"]),
             "notes": "; ".join([row["why"] or "", *row["flags"]]).strip("; ") or None,
@@ -165,8 +172,15 @@ def _comparison_part(data: ReportData) -> list[str]:
         for row in comparison_rows(data.comparison)
     ]
     held = [key for key in data.comparison.rows[0].conditions if len({str(row.get(key)) for row in rows}) > 1]
-    pairs = [("group", by), ("metric", "Metric"), ("shown", "Value"), ("times", "Ratio"), ("between", "95 % interval")]
-    pairs += [("verdict", "Verdict"), ("notes", "Notes")]
+    pairs = [
+        ("group", by),
+        ("label", "Metric"),
+        ("shown", "Value"),
+        ("n", "n"),
+        ("times", "Ratio"),
+        ("between", "95 % interval"),
+    ]
+    pairs += [("p", "p"), ("verdict_shown", "Verdict"), ("notes", "Notes")]
     columns = [Column(key) for key in held] + [Column(*pair) for pair in pairs]
     better = sum(row["verdict"] == Verdict.BETTER for row in rows)
     worse = sum(row["verdict"] == Verdict.WORSE for row in rows)
@@ -195,7 +209,10 @@ def _failures_part(data: ReportData) -> list[str]:
         for case in data.cases
         if case.get("reason")
     ]
-    rows += [dict(of_case.get(str(r["case_id"]), {})) | dict(r) | {"what": f"{r['n']} requests"} for r in data.failures]
+    rows += [
+        dict(of_case.get(str(r["case_id"]), {})) | dict(r) | {"what": f"{r['n']} request{'s' * (r['n'] != 1)}"}
+        for r in data.failures
+    ]
     if not rows:
         return []
     return ["## Failures\n", render_table(rows, [*columns, Column("message", "Message")], "md")]
@@ -222,11 +239,12 @@ def _answers_part(data: ReportData) -> list[str]:
 
 def _reproduction(data: ReportData) -> str:
     run = data.run
-    lines = [
-        "The plan below with the same seed gives the same cases in the same order:\n",
-        "```json",
-        to_json(run["plan"]).rstrip().replace("```", "` ` `") if run.get("plan") else "(collected without its plan)",
-        "```",
-        f"\nbenchfleet {clean(str(run.get('benchfleet_version') or 'unknown'))}, seed {run.get('seed')}.",
-    ]
-    return "\n".join(lines) + "\n"
+    with_what = f"benchfleet {clean(str(run.get('benchfleet_version') or 'unknown'))}, seed {run.get('seed')}."
+    if not run.get("plan"):
+        return f"This run was collected from its host without its plan.\n\n{with_what}\n"
+    plan = to_json(plan_document(run["plan"])).rstrip()
+    fence = "`" * max(4, 1 + max(map(len, re.findall("`+", plan)), default=0))
+    return (
+        "Save the plan below as `plan.json`; the same seed gives the same cases in the same order:\n\n"
+        f"```\nbenchfleet run plan.json\n```\n\n{fence}json\n{plan}\n{fence}\n\n{with_what}\n"
+    )

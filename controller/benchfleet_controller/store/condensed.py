@@ -27,7 +27,7 @@ _GAPS = """
 SELECT case_id, quantile_cont(gap_s, [0.5, 0.95]) AS itl_q, count(*) AS itl_n
 FROM (SELECT case_id, (unnest(token_offset_ns[2:])
                        - unnest(token_offset_ns[1:len(token_offset_ns) - 1])) / 1e9 AS gap_s
-      FROM requests WHERE {jobs} AND NOT warmup AND status = 'ok' AND len(token_offset_ns) > 1)
+      FROM pooled_requests WHERE {jobs} AND NOT warmup AND status = 'ok' AND len(token_offset_ns) > 1)
 GROUP BY case_id
 """
 _NO_GAPS = "SELECT NULL::VARCHAR AS case_id, NULL::DOUBLE[] AS itl_q, NULL::BIGINT AS itl_n WHERE false"

@@ -21,7 +21,7 @@ _REQUESTS = """
 WITH ok AS (
   SELECT case_id, round_id, request_id, coalesce(prompt_id, '') AS prompt_id, start_ns / 1e9 AS start_s, ttft_s, tpot_s,
          e2e_s, itl_s, warmup,
-         row_number() OVER (PARTITION BY case_id ORDER BY start_ns, request_id) = 1 AS first_after_load,
+         row_number() OVER (PARTITION BY block_case_id ORDER BY start_ns, request_id) = 1 AS first_after_load,
          row_number() OVER (PARTITION BY round_id ORDER BY start_ns, request_id) = 1 AS first_in_round
   FROM request_metrics WHERE run_id IN (SELECT unnest(?)) AND status = 'ok')
 SELECT case_id, round_id, request_id, prompt_id, start_s, start_s + e2e_s AS end_s, ttft_s, tpot_s, e2e_s,
@@ -41,9 +41,9 @@ _READ = (
 _ANSWERS = """
 SELECT q.case_id, prompt_id, q.prompt_prefix, r.round_rank, coalesce(q.position, 0) AS position, q.text,
        q.piece_length, q.answer_sha256, q.output_tokens, q.finish_reason
-FROM requests q JOIN (
-  SELECT round_id, row_number() OVER (PARTITION BY case_id ORDER BY round_index) - 1 AS round_rank
-  FROM rounds WHERE NOT warmup) r USING (round_id)
+FROM pooled_requests q JOIN (
+  SELECT round_id, row_number() OVER (PARTITION BY case_id ORDER BY start_ns) - 1 AS round_rank
+  FROM pooled_rounds WHERE NOT warmup) r USING (round_id)
 WHERE q.run_id IN (SELECT unnest(?)) AND q.status = 'ok' AND NOT q.warmup
 ORDER BY q.case_id, r.round_rank, position, q.start_ns
 """
@@ -95,7 +95,7 @@ def _instrument_error_s(connection: duckdb.DuckDBPyConnection, run_ids: Sequence
 def _samples(connection: duckdb.DuckDBPyConnection, case_id: str) -> Mapping[str, npt.NDArray[np.float64]] | None:
     """Readings of a case as columns; None: there are none."""
     sql = f"""SELECT sample_ns / 1e9 AS sample_s, {", ".join(f"{name}::DOUBLE AS {name}" for name in _READ)}
-        FROM samples WHERE case_id = ? AND (device_id IS NULL OR device_throttle_reasons IS NOT NULL)
+        FROM pooled_samples WHERE case_id = ? AND (device_id IS NULL OR device_throttle_reasons IS NOT NULL)
         ORDER BY sample_ns"""  # noqa: S608 - our own names
     found = connection.execute(sql, [case_id]).fetchnumpy()
     if not len(found["sample_s"]):

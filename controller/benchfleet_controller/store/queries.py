@@ -131,7 +131,7 @@ def runs(connection: duckdb.DuckDBPyConnection) -> list[RunRow]:
         LEFT JOIN (SELECT run_id, count(*) AS n, count(*) FILTER (WHERE status = 'succeeded') AS succeeded,
                           count(*) FILTER (WHERE status = 'failed') AS failed,
                           count(*) FILTER (WHERE status = 'skipped') AS skipped
-                   FROM cases GROUP BY run_id) c USING (run_id)
+                   FROM pooled_cases GROUP BY run_id) c USING (run_id)
         ORDER BY r.created_at DESC, r.run_id""").fetchall()
     return [RunRow(*row) for row in found]
 
@@ -201,7 +201,7 @@ def hosts_of_runs(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str])
 
 def sample_answers(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[Row]:
     """The first counted ok answer of each case to each prompt: case_id, prompt_id, text, reasoning_text."""
-    sql = """SELECT case_id, prompt_id, text, reasoning_text FROM requests
+    sql = """SELECT case_id, prompt_id, text, reasoning_text FROM pooled_requests
         WHERE run_id = ? AND NOT warmup AND status = 'ok'
         QUALIFY row_number() OVER (PARTITION BY case_id, prompt_id ORDER BY start_ns) = 1
         ORDER BY case_id, prompt_id"""
@@ -210,7 +210,7 @@ def sample_answers(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[R
 
 def failure_reasons(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> list[Row]:
     """Failed counted requests by case and reason, with one message as an example: case_id, reason, n, message."""
-    sql = """SELECT case_id, reason, count(*) AS n, min_by(message, start_ns) AS message FROM requests
+    sql = """SELECT case_id, reason, count(*) AS n, min_by(message, start_ns) AS message FROM pooled_requests
         WHERE run_id IN (SELECT unnest(?)) AND status <> 'ok' AND NOT warmup GROUP BY case_id, reason
         ORDER BY case_id, n DESC, reason"""
     return rows(connection, sql, [list(run_ids)])
@@ -239,7 +239,7 @@ def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_id
     elif source.table is Source.SCORES:
         where, parameters = _of_runs(run_ids, "q.run_id")
         sql = f"""SELECT q.case_id, {source.value} AS value, {source.weight} AS weight FROM ({views.SCORED}) s
-            JOIN requests q USING (request_id) WHERE {where} GROUP BY q.case_id, q.round_id"""  # noqa: S608
+            JOIN pooled_requests q USING (request_id) WHERE {where} GROUP BY q.case_id, q.round_id"""  # noqa: S608
     elif source.table is Source.DEVICE_MEMORY:
         sql = f"WITH spans AS ({condensed.SPANS.told}) {ROUND_DEVICE_MEMORY}"
     elif source.table is Source.SPANS:
@@ -247,7 +247,7 @@ def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_id
             WHERE phase = 'round' GROUP BY case_id, round_id"""  # noqa: S608 - our own text
     else:
         where, parameters = _of_runs(run_ids, "r.run_id")
-        sql = f"""SELECT r.case_id, {source.value} AS value, {source.weight} AS weight FROM rounds r
+        sql = f"""SELECT r.case_id, {source.value} AS value, {source.weight} AS weight FROM pooled_rounds r
             LEFT JOIN ({condensed.ROUND_REQUESTS.told}) q USING (round_id)
             WHERE NOT r.warmup AND r.end_ns IS NOT NULL AND {where}"""  # noqa: S608 - our own text
     found = connection.execute(f"SELECT * FROM ({sql}) ORDER BY ALL", parameters).fetchnumpy()  # noqa: S608
@@ -266,7 +266,7 @@ def _round_energy(
     parts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for part in rows(connection, f"WITH spans AS ({condensed.SPANS.told}) {ROUND_PARTS}"):
         parts[part["case_id"]][part["round_id"]].append(part)
-    sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM requests
+    sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM pooled_requests
         WHERE NOT warmup AND status = 'ok' AND case_id IN (SELECT unnest(?)) GROUP BY round_id"""
     counts = {row["round_id"]: row for row in rows(connection, sql, [[case["case_id"] for case in cases]])}
     found = [
@@ -291,13 +291,13 @@ def request_times(connection: duckdb.DuckDBPyConnection, case_ids: Sequence[str]
     sql = """
         WITH counted AS (
           SELECT round_id, dense_rank() OVER (ORDER BY case_id) - 1 AS case_number,
-                 row_number() OVER (ORDER BY case_id, round_index) AS round_number
-          FROM rounds WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)))
+                 row_number() OVER (ORDER BY case_id, start_ns) AS round_number
+          FROM pooled_rounds WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)))
         SELECT case_number::INTEGER AS case_number, round_number::INTEGER AS round_number, status = 'ok' AS ok,
                ttft_s, tpot_s, e2e_s
         FROM request_metrics JOIN counted USING (round_id) WHERE case_id IN (SELECT unnest(?))
         ORDER BY round_number"""
-    ended = """SELECT DISTINCT case_id FROM rounds
+    ended = """SELECT DISTINCT case_id FROM pooled_rounds
         WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)) ORDER BY case_id"""
     names = [row[0] for row in connection.execute(ended, [list(case_ids)]).fetchall()]
     found = connection.execute(sql, [list(case_ids), list(case_ids)]).fetchnumpy()
@@ -334,9 +334,9 @@ def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[st
           {condensed.SPANS.told} WHERE phase = 'round' GROUP BY round_id)
         SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,
                seen.* EXCLUDE (round_id)
-        FROM rounds r LEFT JOIN seen USING (round_id)
+        FROM pooled_rounds r LEFT JOIN seen USING (round_id)
         WHERE NOT r.warmup AND r.end_ns IS NOT NULL AND r.run_id IN (SELECT unnest(?))
-        ORDER BY r.case_id, r.round_index"""  # noqa: S608 - our own text
+        ORDER BY r.case_id, r.start_ns"""  # noqa: S608 - our own text
     return rows(connection, sql, [list(run_ids)])
 
 

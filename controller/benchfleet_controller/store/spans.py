@@ -43,7 +43,7 @@ _USED = (
     "device_shared_memory_bytes", "device_throttle_reasons", "on_battery", "host_cpu_clock_hz",
 )  # fmt: skip
 
-SPANS_OF_JOBS = f"""
+_SPANS_OF_BLOCKS = f"""
 SELECT case_id, run_id, job_id, phase, round_id, probe_id, coalesce(device_id, '') AS device_id, count(*) AS samples,
   min(sample_ns) AS start_ns, max(sample_ns) AS end_ns, max(sample_ns - before_ns) AS largest_gap_ns,
   min_by(runtime_rss_bytes, sample_ns) AS rss_first_bytes, max_by(runtime_rss_bytes, sample_ns) AS rss_last_bytes,
@@ -85,6 +85,10 @@ FROM (
     ASOF LEFT JOIN rounds r ON s.case_id = r.case_id AND s.sample_ns > r.start_ns)
   WINDOW line AS ({_LINE}))
 GROUP BY case_id, run_id, job_id, phase, round_id, since_round_id, probe_id, coalesce(device_id, '')
+"""  # noqa: S608 - our own text
+SPANS_OF_JOBS = f"""
+SELECT s.* REPLACE (coalesce(b.first_case_id, s.case_id) AS case_id)
+FROM ({_SPANS_OF_BLOCKS}) s LEFT JOIN later_blocks b ON s.case_id = b.case_id
 """  # noqa: S608 - our own text
 """All spans of some jobs; ``{jobs}`` is the condition on ``job_id`` (`condensed`)."""
 

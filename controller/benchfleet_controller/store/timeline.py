@@ -57,9 +57,9 @@ class Timeline:
 _ORIGIN = """
 origin AS (
   SELECT case_id, min(ns) AS origin_ns FROM (
-    SELECT case_id, sample_ns AS ns FROM samples WHERE run_id = $run AND case_id IS NOT NULL
-    UNION ALL SELECT case_id, load_start_ns FROM cases WHERE run_id = $run
-    UNION ALL SELECT case_id, start_ns FROM rounds WHERE run_id = $run)
+    SELECT case_id, sample_ns AS ns FROM pooled_samples WHERE run_id = $run AND case_id IS NOT NULL
+    UNION ALL SELECT case_id, load_start_ns FROM pooled_cases WHERE run_id = $run
+    UNION ALL SELECT case_id, start_ns FROM pooled_rounds WHERE run_id = $run)
   WHERE ns IS NOT NULL GROUP BY case_id)
 """
 
@@ -89,8 +89,8 @@ WITH {_ORIGIN}, readings AS (
          (host_cpu_busy_ns - lag(host_cpu_busy_ns) OVER same)
            / nullif(host_cpu_total_ns - lag(host_cpu_total_ns) OVER same, 0) AS host_cpu_busy_ratio,
          {", ".join(f"{name}::DOUBLE AS {name}" for name in _DEVICE_GAUGES)}
-  FROM samples WHERE run_id = $run AND case_id IS NOT NULL
-  WINDOW same AS (PARTITION BY case_id, probe_id, device_id ORDER BY sample_ns)
+  FROM pooled_samples WHERE run_id = $run AND case_id IS NOT NULL
+  WINDOW same AS (PARTITION BY block_case_id, probe_id, device_id ORDER BY sample_ns)
 ), long AS (
   SELECT case_id, series, device_id, (sample_ns - origin_ns) / 1e9 AS at_s, value
   FROM (UNPIVOT readings ON {", ".join(SERIES)} INTO NAME series VALUE value) JOIN origin USING (case_id)
@@ -116,7 +116,7 @@ WITH ranked AS (
   SELECT q.case_id, request_id, token_offset_ns, len(token_offset_ns) AS n, m.e2e_s,
          row_number() OVER (PARTITION BY q.case_id ORDER BY m.e2e_s, request_id) AS place,
          count(*) OVER (PARTITION BY q.case_id) AS among
-  FROM requests q JOIN request_metrics m USING (request_id)
+  FROM pooled_requests q JOIN request_metrics m USING (request_id)
   WHERE q.run_id = $run AND m.run_id = $run AND NOT q.warmup AND q.status = 'ok' AND len(token_offset_ns) > 1
 ), chosen AS (
   SELECT *, CASE WHEN place = (among + 1) // 2 THEN 'median' WHEN place = 1 THEN 'fastest' ELSE 'slowest' END AS which
@@ -131,19 +131,20 @@ ORDER BY case_id, e2e_s, request_id, chunks
 _SPANS = f"""
 WITH {_ORIGIN}
 SELECT case_id, kind, number, (start_ns - origin_ns) / 1e9 AS start_s, (end_ns - origin_ns) / 1e9 AS end_s FROM (
-  SELECT case_id, 'load' AS kind, 0 AS number, load_start_ns AS start_ns, load_end_ns AS end_ns
-  FROM cases WHERE run_id = $run AND load_end_ns IS NOT NULL
+  SELECT coalesce(first_case_id, case_id) AS case_id, 'load' AS kind, 0 AS number, load_start_ns AS start_ns,
+         load_end_ns AS end_ns
+  FROM cases LEFT JOIN later_blocks USING (case_id) WHERE run_id = $run AND load_end_ns IS NOT NULL
   UNION ALL
   SELECT case_id, coalesce(kind, CASE WHEN warmup THEN 'warmup' ELSE 'counted' END),
          row_number() OVER (PARTITION BY case_id, warmup, kind ORDER BY start_ns), start_ns, end_ns
-  FROM rounds WHERE run_id = $run AND end_ns IS NOT NULL)
+  FROM pooled_rounds WHERE run_id = $run AND end_ns IS NOT NULL)
 JOIN origin USING (case_id) ORDER BY case_id, start_s
 """  # noqa: S608 - our own text
 
 _MEASURED = f"""
 WITH {_ORIGIN}, ok AS (
   SELECT case_id, round_id, request_id, prompt_id, start_ns, ttft_s, tpot_s, e2e_s, itl_s, warmup,
-         row_number() OVER (PARTITION BY case_id ORDER BY start_ns, request_id) = 1 AS after_load,
+         row_number() OVER (PARTITION BY block_case_id ORDER BY start_ns, request_id) = 1 AS after_load,
          row_number() OVER (PARTITION BY round_id ORDER BY start_ns, request_id) = 1 AS in_round
   FROM request_metrics WHERE run_id = $run AND status = 'ok')
 SELECT case_id, round_id, request_id, coalesce(prompt_id, '') AS prompt_id, (start_ns - origin_ns) / 1e9 AS start_s,

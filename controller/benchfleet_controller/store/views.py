@@ -14,7 +14,7 @@ Per case (`case_results`) only ok requests of counted rounds enter; see the comm
 
 from __future__ import annotations
 
-from benchfleet_controller.store import condensed
+from benchfleet_controller.store import condensed, pooling
 from benchfleet_controller.store.spans import SAMPLE_PART
 
 REQUEST_METRICS = """
@@ -45,9 +45,9 @@ SELECT
                            lambda pair: (pair[1] - pair[2]) / 1e9) END AS itl_s,
   prompt_tokens, cached_prompt_tokens, output_tokens, visible_tokens, hidden_tokens, tokens_source, accounting,
   finish_reason, stamp_source, coalesced_chunks, len(token_offset_ns) AS chunks, text,
-  (start_ns - scheduled_ns) / 1e9 AS lateness_s, position,
+  (start_ns - scheduled_ns) / 1e9 AS lateness_s, position, block_case_id,
   server_prefill_s, server_decode_s, server_prefill_tokens, server_decode_tokens
-FROM requests
+FROM pooled_requests
 """
 
 # Of the certificates of the job with stamps of that source, the one whose load comes closest from below; alone is
@@ -96,20 +96,20 @@ SELECT r.case_id, count(*) AS rounds, sum(r.end_ns - r.start_ns) / 1e9 AS rounds
        sum(r.load_cpu_ns) / nullif(sum(r.end_ns - r.start_ns), 0) AS load_cpu_ratio,
        sum(t.output_tokens) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS output_tokens_per_s,
        sum(t.answers) / nullif(sum(r.end_ns - r.start_ns) / 1e9, 0) AS requests_per_s
-FROM rounds r LEFT JOIN round_requests_told t USING (round_id)
+FROM pooled_rounds r LEFT JOIN round_requests_told t USING (round_id)
 WHERE NOT r.warmup AND r.end_ns IS NOT NULL GROUP BY r.case_id
 """
 
 # Pauses in which the runtime unloaded the model; NULL where it was not asked or does not say.
-_UNLOADS_PART = "SELECT case_id, sum(model_unloaded::INTEGER)::BIGINT AS unloads FROM rounds GROUP BY case_id"
+_UNLOADS_PART = "SELECT case_id, sum(model_unloaded::INTEGER)::BIGINT AS unloads FROM pooled_rounds GROUP BY case_id"
 
 # What the prompt's author expects decides; a judge only where nothing was expected.
 SCORED = """
-SELECT case_id, request_id,
+SELECT coalesce(any_value(first_case_id), case_id) AS case_id, request_id,
        coalesce(max(score) FILTER (WHERE scorer = 'expected'), avg(score) FILTER (WHERE scorer <> 'expected')) AS score,
        CASE WHEN count(score) FILTER (WHERE scorer = 'expected') > 0 THEN 'expected'
             ELSE string_agg(DISTINCT scorer, '+' ORDER BY scorer) END AS source
-FROM scores WHERE score IS NOT NULL GROUP BY case_id, request_id
+FROM scores LEFT JOIN later_blocks USING (case_id) WHERE score IS NOT NULL GROUP BY scores.case_id, request_id
 """
 
 _QUALITY_PART = f"""
@@ -150,7 +150,7 @@ SELECT
   c.prompt_token_count, q.prompt_tokens_min, q.prompt_tokens_max, c.prefix_cache, c.deterministic,
   c.page_cache, c.page_cache_ratio, c.idle_pause_s, q.idle_ttft_s, c.unload_ns / 1e9 AS unload_s,
   s.ram_loaded_bytes, s.ram_before_unload_bytes, s.ram_after_unload_bytes,
-  k.ttft_error_s, k.itl_error_s, o.rounds_s, c.block_index,
+  k.ttft_error_s, k.itl_error_s, o.rounds_s, c.blocks,
   s.ram_baseline_bytes, s.ram_steady_bytes, s.ram_anon_peak_bytes, s.ram_file_peak_bytes,
   greatest(0, s.ram_before_unload_bytes - s.ram_after_unload_bytes) AS ram_given_back_bytes,
   s.vram_basis, s.vram_given_back_bytes, s.busy_cores,
@@ -158,7 +158,7 @@ SELECT
   w.quality_ratio, coalesce(w.quality_n, 0) AS quality_n, w.quality_source,
   q.server_prefill_avg_s, q.server_decode_tokens_per_s, u.unloads,
   {_CERTIFICATE_REASON} AS instrument_reason
-FROM cases c
+FROM pooled_cases c
 JOIN jobs j USING (job_id)
 LEFT JOIN (SELECT fingerprint, max(logical_cores) AS logical_cores FROM hosts GROUP BY fingerprint) h
   ON h.fingerprint = j.fingerprint
@@ -173,7 +173,7 @@ LEFT JOIN ({SAMPLE_PART}) s ON s.case_id = c.case_id
 """  # noqa: S608 - our own text
 
 
-VIEWS: dict[str, tuple[str, str]] = {
+VIEWS: dict[str, tuple[str, str]] = pooling.VIEWS | {
     "request_metrics": (REQUEST_METRICS, "Metrics of each request, warm-up included; times in seconds."),
     "case_stages": (CASE_STAGES, "What the runtime held at each stage of each case; bytes."),
     "case_results": (

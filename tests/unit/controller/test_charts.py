@@ -81,6 +81,23 @@ def test_cases_without_speed_or_memory_are_left_out_of_the_scatter_and_counted()
     assert charts.tradeoff_chart(_LABELS, _CASES) is None
 
 
+def test_axes_begin_at_zero_and_numbers_of_points_that_lie_together_are_written_together() -> None:
+    points = [(1000, 50.0), (1010, 50.5), (1000, 90.0), (400, 20.0)]
+    cases = [
+        {"case_id": f"c{n}", "host": "a", "device": "cpu", "ram_peak_bytes": memory << 20, "decode_tokens_per_s": rate}
+        for n, (memory, rate) in enumerate(points)
+    ]
+    chart = charts.tradeoff_chart(charts.labels_of(cases), cases)
+    assert chart is not None
+    assert [row["number"] for row in chart.spec["datasets"]["cases"]] == ["", "#1 #2", "#3", "#4"]
+    encoding = chart.spec["layer"][1]["encoding"]
+    for axis, most in (("x", 1010), ("y", 90)):
+        scale = encoding[axis]["scale"]
+        assert scale["domainMin"] == 0
+        assert "padding" not in scale
+        assert most < scale["domainMax"] < 1.2 * most
+
+
 def test_distributions_draw_a_box_for_each_case_that_was_measured() -> None:
     spreads = [_spread("a"), _spread("b"), _spread("a", "e2e_s")]
     requests = [{"case_id": "a", "prompt_id": "p", "ttft_s": 1.23456, "e2e_s": None, "tpot_s": None}]

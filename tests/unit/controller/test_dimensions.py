@@ -75,7 +75,8 @@ def test_groups_are_named_by_what_was_found_and_unknown_is_said() -> None:
     ],
 )
 def test_all_is_held_equal_but_what_is_compared_and_what_it_changes(by: tuple[str, ...], free: set[str]) -> None:
-    everything = {"host", "device_asked", "model_asked", "runtime", "path", *CONDITIONS}
+    model = "one_model" if "device" in by or "ep" in by else "model_asked"
+    everything = {"host", "device_asked", model, "runtime", "path", *CONDITIONS}
     assert set(held_columns(by)) == everything - free
 
 
@@ -101,3 +102,11 @@ def test_filters_take_what_was_asked_and_what_was_found() -> None:
     assert matches(CASE, "temperature", "0")
     assert not matches(CASE, "driver", "550")
     assert "quantisation" in DIMENSIONS
+
+
+def test_across_devices_a_variant_asked_for_by_its_id_is_its_alias() -> None:
+    named = {"model": "tiny", "model_asked": "tiny-cuda:1", "variant": "tiny-cuda:1", "device": "gpu"}
+    by_alias = {"model": "tiny", "model_asked": "tiny", "variant": "tiny-cpu:1", "device": "cpu"}
+
+    assert stratum(named, ("device",)) == stratum(by_alias, ("device",))
+    assert stratum(named, ("host",)) != stratum(by_alias, ("host",))

@@ -16,6 +16,7 @@ from benchfleet_agent.config import AgentConfig, load_config
 from benchfleet_agent.load.record import Accounting
 from benchfleet_agent.runtimes import CAPABILITIES
 from benchfleet_controller import plan as plans
+from benchfleet_controller.checks.codes import TOLD, Code
 from benchfleet_controller.cli import parser
 from benchfleet_controller.inventory import load_inventory
 from benchfleet_controller.metrics import CASE_METRICS
@@ -144,3 +145,23 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [*ROOT.glob("docs/**/*.md"), ROOT / "SECURITY.md", ROOT / "deploy/README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_warnings_lists_every_one() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "docs/warnings.md").read_text(), re.MULTILINE)
+
+    assert listed == [code.value for code in Code]
+    assert list(TOLD) == list(Code)
+
+
+def test_the_workflow_in_the_user_guide_uses_commands_and_options_that_there_are() -> None:
+    (workflow,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    commands = dict(_commands())
+    joined = workflow.replace("\\\n", " ")
+    used = [line for line in re.findall(r"\bbenchfleet (?=[a-z])(.+)", joined) if line.split()[0] in commands]
+
+    assert {line.split()[0] for line in used} == {"hosts", "run", "compare", "report", "baseline"}
+    for line in used:
+        known = {option for action in commands[line.split()[0]]._actions for option in action.option_strings}
+        assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", line)) <= known, line
+    assert {"0)", "3)", "5)"} <= set(workflow.split())

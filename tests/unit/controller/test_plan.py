@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from benchfleet_controller.plan import (
     DEFAULT_PROMPTS,
+    DEVICES,
     ChatMessage,
     Deadlines,
     HostTarget,
     JobPlan,
+    Offer,
     Plan,
     Prompt,
     PromptSet,
@@ -108,7 +110,7 @@ def test_blocks_run_every_case_again_in_the_opposite_order_and_split_the_rounds(
 def test_all_devices_are_those_the_host_offers_and_none_is_the_runtimes_choice() -> None:
     plan = replace(PLAN, devices=("all",), models=("m1",), runtimes=("foundry",), prompt_sets=(SHORT,))
     plan = replace(plan, concurrencies=(1,))
-    a, b = expand(plan, _ids(), {("a", "foundry", "m1"): ("cpu", "gpu", "npu")})
+    a, b = expand(plan, _ids(), {("a", "foundry", "m1"): [Offer(one, "m1") for one in DEVICES]})
 
     assert sorted(case.device for case in a.cases) == ["cpu", "gpu", "npu"]
     assert [case.device for case in b.cases] == [""]

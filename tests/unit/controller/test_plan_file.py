@@ -449,3 +449,10 @@ def test_all_devices_are_interleaved_unless_rounds_stop_by_themselves() -> None:
     ):
         with pytest.raises(PlanError, match=said):
             build_plan(MINIMUM, overrides, {})
+
+
+@pytest.mark.parametrize("explicit", [{"deterministic": False}, {"temperature": 0.7}, {"round_duration_s": 5.0}])
+def test_all_devices_get_the_same_words_unless_a_flag_says_otherwise(explicit: dict[str, Any]) -> None:
+    assert build_plan(MINIMUM, Overrides(devices=("all",)), {}).deterministic
+    assert not build_plan(MINIMUM, Overrides(devices=("cpu",)), {}).deterministic
+    assert not build_plan(MINIMUM, Overrides(devices=("all",), **explicit), {}).deterministic

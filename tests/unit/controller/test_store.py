@@ -25,6 +25,7 @@ from benchfleet_controller.store import (
     StoreTooNew,
     condensed,
     migrations,
+    pooling,
     queries,
     schema,
     views,
@@ -188,7 +189,7 @@ def test_the_documentation_names_every_table_view_column_and_its_queries_run(tmp
     )
     for table in {row[0] for row in real}:
         section = text.split(f"## {table}\n", 1)[1].split("\n## ", 1)[0]
-        if table in condensed_names:  # their columns are named by a rule
+        if table in condensed_names | set(pooling.VIEWS):  # their columns are named by a rule
             continue
         documented = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
         assert documented == [row[1] for row in real if row[0] == table], table
