@@ -111,8 +111,8 @@ class EndpointRuntime:
 
     @property
     def remote(self) -> bool:
-        """Whether the URL names another machine."""
-        return self._client.remote
+        """Whether the URL names another machine; a server that is found is on this one."""
+        return self._client is not None and self._client.remote
 
     def describe(self) -> RuntimeDescription:
         """Say what answers: a few short requests."""

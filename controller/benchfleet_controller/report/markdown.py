@@ -20,6 +20,7 @@ from benchfleet_controller.report.cases import (
 from benchfleet_controller.report.data import ReportData, comparison_rows
 from benchfleet_controller.report.exports import (
     Column,
+    Figure,
     Row,
     clean,
     human,
