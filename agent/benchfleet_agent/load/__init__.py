@@ -15,7 +15,7 @@ needs `benchfleet_agent.load.record` only, which imports no client library.
 ``token_counter``   that process
 ``wire``            the socket: stamps, deadlines, connections made before they are needed
 ``http_body``       pure: a response body's framing
-``held_back``       pure: what is read faster than it can be parsed
+``held_back``       what is read faster than it can be parsed
 ``transport``       the wire as an httpx2 transport
 ``client``          the only module that imports ``openai``
 ``requester``       one request: client, wire and accounting brought together

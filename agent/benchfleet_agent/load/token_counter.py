@@ -1,7 +1,8 @@
 """The process that counts tokens: ``python -m benchfleet_agent.load.token_counter PATH``.
 
-JSON lines on stdin and stdout. It answers ``{"text": …}`` with ``tokens{count}``; ``ready`` comes first, or ``failed{message}`` and the end. The end of
-stdin is its end. It imports little, for its memory counts as the load process's.
+JSON lines on stdin and stdout: it answers ``{"text": …}`` with ``tokens{count}``; ``ready`` comes first, or
+``failed{message}`` and the end. The end of stdin is its end. It imports little, for its memory counts as the load
+process's.
 """
 
 from __future__ import annotations
