@@ -221,9 +221,12 @@ def test_the_role_chunk_comes_after_the_prompt_was_read(base_url: str, load: Loa
     records, _ = load.round(*[{"tag": tag, "filler": filler} for tag, filler in prompts.items()])
 
     def median_ns(kind: str, earlier: str, later: str) -> float:
-        return statistics.median(
-            getattr(record, later) - getattr(record, earlier) for tag, record in records.items() if tag.startswith(kind)
-        )
+        spans = [
+            float(getattr(record, later) - getattr(record, earlier))
+            for tag, record in records.items()
+            if tag.startswith(kind)
+        ]
+        return statistics.median(spans)
 
     read_ns = {kind: median_ns(kind, "headers_ns", "role_ns") for kind in ("short", "long")}
     assert read_ns["long"] > 2 * read_ns["short"], read_ns

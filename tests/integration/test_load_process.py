@@ -163,8 +163,12 @@ def test_tokenizer_counts_when_the_server_does_not(fake: Fake, tmp_path: Path) -
             {"tag": "t_hidden", "hidden": 16},
             {"tag": "t_multi", "tokens_per_chunk": 4},
         )
+        (tmp_path / "none.json").write_text("{}")
+        load.open(tokenizer_path=str(tmp_path / "none.json"))
+        without = load.round({"tag": "t_unreadable", "usage": False})[0]["t_unreadable"]
         load.child.send({"do": "open", "base_url": fake.base_url, "model": "m", "tokenizer_path": str(tmp_path / "no")})
         assert load.child.receive(10)["reason"] == Reason.INVALID_SPEC
+    assert (without.tokens_source, without.output_tokens) == (TokensSource.ESTIMATE, 16)
     none, hidden, multi = (records[tag] for tag in ("t_none", "t_hidden", "t_multi"))
     assert (none.tokens_source, none.output_tokens) == (TokensSource.TOKENIZER, 16)
     assert (hidden.accounting, hidden.visible_tokens, hidden.hidden_tokens) == (Accounting.HIDDEN_TOKENS, 16, 16)

@@ -12,9 +12,10 @@ needs `benchfleet_agent.load.record` only, which imports no client library.
 ``http_errors``     pure: an HTTP status and its body → a reason
 ``kernel_clock``    pure: kernel receive stamps → the perf_counter clock
 ``counting``        a tokenizer in a process of its own, when the server does not count
+``token_counter``   that process
 ``wire``            the socket: stamps, deadlines, connections made before they are needed
 ``http_body``       pure: a response body's framing
-``held_back``       pure: what is read faster than it can be parsed
+``held_back``       what is read faster than it can be parsed
 ``transport``       the wire as an httpx2 transport
 ``client``          the only module that imports ``openai``
 ``requester``       one request: client, wire and accounting brought together

@@ -1,30 +1,26 @@
 """A tokenizer for servers that do not count, in a process of its own. ``tokenizers`` is optional.
 
 Reading a ``tokenizer.json`` takes half a second during which the interpreter can do nothing else, and 25 MB and more:
-in the load process that would falsify the stamps of every open stream. So ``python -m benchfleet_agent.load.counting
-PATH`` reads it before the first request is sent, at a low priority, and counts what it is given: ``{"text": …}`` →
-``tokens{count}``; ``ready`` comes first, or ``failed{message}``.
+in the load process that would falsify the stamps of every open stream. So `benchfleet_agent.load.token_counter` reads
+it before the first request is sent, and counts what it is given.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import importlib.util
 import os
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from benchfleet.failures import Reason, WorkFailed
-from benchfleet_agent.child import Child, ChildGone, ChildTimeout, Protocol, die_with_parent, take_protocol
+from benchfleet_agent.child import Child, ChildGone, ChildTimeout
 
 START_S = 30.0
 """Vocabularies of 250,000 tokens take 3 s on a slow machine."""
 COUNT_S = 30.0
-NICENESS = 10
 
 CountTokens = Callable[[str], int]
 """The number of tokens in a text, special tokens not added."""
@@ -41,7 +37,7 @@ class Tokenizer:
         if importlib.util.find_spec("tokenizers") is None:
             raise WorkFailed(Reason.UNSUPPORTED, "tokenizer_path needs the package tokenizers: pip install it")
         self._lock = threading.Lock()
-        command = [sys.executable, "-m", "benchfleet_agent.load.counting", path]
+        command = [sys.executable, "-m", "benchfleet_agent.load.token_counter", path]
         self._child = Child("tokenizer", command, log_path=Path(os.devnull))
         if (answer := self._answer(START_S))["event"] != "ready":
             self.close()
@@ -68,30 +64,3 @@ class Tokenizer:
         except (ChildGone, ChildTimeout) as error:
             self.close()
             raise WorkFailed(Reason.INTERNAL, str(error)) from None
-
-
-def serve(protocol: Protocol, path: str) -> None:
-    """Read the tokenizer and count until nobody asks any more."""
-    try:
-        tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_file(path)
-    except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
-        protocol.send("failed", message=str(error))
-        return
-    protocol.send("ready")
-    while (question := protocol.receive()) is not None:
-        protocol.send("tokens", count=len(tokenizer.encode(question["text"], add_special_tokens=False)))
-
-
-def main() -> NoReturn:
-    """Be the process that counts."""
-    protocol = take_protocol()
-    die_with_parent()
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):
-            os.nice(NICENESS)
-    serve(protocol, sys.argv[1])
-    os._exit(0)  # the library's threads have nothing to finish
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What is read faster than it can be parsed: held back with its stamps until the answer has ended. Pure.
+"""What is read faster than it can be parsed: held back with its stamps until the answer has ended. Opens nothing.
 
 Parsing one token's chunk takes less time than the next token, so chunks are handed on as they arrive. Once a read was
 large (a long line, or a pile of small ones that a busy machine kept us from reading) that is no longer so: what

@@ -83,7 +83,7 @@ def data() -> ReportData:
     comparison = compare(cases, ("host",), None, ["ttft_p50_s", "decode_tokens_per_s"])
     answers = [{"case_id": "c1", "prompt_id": "p1", "text": "Blue\n<b>sky</b>", "reasoning_text": ""}]
     failures = [{"case_id": "c2", "reason": "http_error", "n": 2, "message": "HTTP 500"}]
-    certificates = [
+    certificates: list[dict[str, Any]] = [
         {"host": "a", "concurrency": 1, "stamp_source": "socket", "ttft_error_p50_s": 0.0002,
          "ttft_error_p99_s": 0.0004, "itl_error_p50_s": 0.00001, "itl_error_p99_s": 0.00002, "jitter_s": 0.00001,
          "cpu_per_token_s": 0.0003, "rss_bytes": 50 << 20, "failure_reason": None},
