@@ -17,7 +17,7 @@ def attach(parser: argparse.ArgumentParser) -> None:
                 for action in command._actions:
                     found = _OF_OPTION.get(action.dest) or _OF_METAVAR.get(str(action.metavar))
                     if found is not None and not action.choices:
-                        action.completer = found  # type: ignore[attr-defined]  # argcomplete's way
+                        action.completer = found  # argcomplete's way
 
 
 def dimensions(prefix: str, **_: Any) -> list[str]:

@@ -162,8 +162,8 @@ def rendered(comparison: Comparison, style: str, cautions: Cautions) -> str:
             (str(row.conditions), row.group): cautions.of_group(row.conditions, row.group, comparison.by)
             for row in comparison.rows
         }
-        rows = zip(comparison_rows(comparison), comparison.rows, strict=True)
-        return to_json([row | {"warnings": told[str(one.conditions), one.group]} for row, one in rows])
+        pairs = zip(comparison_rows(comparison), comparison.rows, strict=True)
+        return to_json([row | {"warnings": told[str(one.conditions), one.group]} for row, one in pairs])
     if style == "csv":
         rows = comparison_rows(comparison)
         return render_table(rows, list(rows[0]) if rows else [], "csv")

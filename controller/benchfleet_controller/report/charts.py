@@ -196,7 +196,8 @@ def tradeoff_chart(labels: Mapping[str, str], cases: Sequence[Row]) -> Chart | N
     largest = max(memory for _, memory, _ in known) / 2**20, max(speed for _, _, speed in known)
     # Both begin at 0, with room for the marks and numbers at the far ends.
     across, up = (
-        alt.Scale(domainMin=0, domainMax=_short(most * room)) for most, room in zip(largest, (1.08, 1.15), strict=True)
+        alt.Scale(domainMin=0, domainMax=1.08 * largest[0]),
+        alt.Scale(domainMin=0, domainMax=1.15 * largest[1]),
     )
     axis = alt.Axis(tickCount=8, labelOverlap=True)
     x = alt.X("memory:Q", title="Peak RAM + device memory (MiB)", scale=across, axis=axis)
