@@ -98,7 +98,8 @@ def _lines(rows: Sequence[Compared]) -> list[list[Compared]]:
 
 
 def _together(row: Compared, first: Compared) -> bool:
-    return row.verdict is not Verdict.NOT_COMPARABLE or row.conditions.get("device") == first.conditions.get("device")
+    met = row.verdict is not Verdict.NOT_COMPARABLE or row.failures is not None
+    return met or row.conditions.get("device") == first.conditions.get("device")
 
 
 def _told(row: Compared, names: Sequence[str]) -> str:
