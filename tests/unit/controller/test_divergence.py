@@ -113,3 +113,12 @@ def test_repeatability_is_the_share_of_equal_pairs_of_one_prompt() -> None:
     assert (found.prompts, found.pairs, found.equal, found.share) == (2, 6, 4, 4 / 6)
     assert found.unrepeatable == (Unrepeatable("q", 3, 2),)
     assert repeatability([_answer("a", "p"), _answer("b", "q")]).share is None
+
+
+def test_answers_after_other_words_are_not_paired_and_no_inner_key_is_told() -> None:
+    left, right = (Answer(Key("p1", 0, 0, words), "same") for words in ("body night question", "river small green"))
+    found = equality([left], [right])
+    assert (found.pairs, found.why) == (
+        0,
+        "the same prompts, but after other words on each side: only deterministic runs begin them alike",
+    )
