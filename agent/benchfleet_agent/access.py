@@ -25,10 +25,11 @@ from benchfleet_agent import followers
 from benchfleet_agent.renewal import Renewal
 
 READ_CALLS = frozenset({"GetHost", "ListModels", "GetJob", "ListJobs", "StreamJobEvents"})
-"""What ``read`` allows, none of which takes a URL, a path or a model's name: a reader sends the agent nowhere."""
+"""What ``read`` allows, none of which takes a path or a model's name, nor a URL (`needs`): a reader sends the agent
+nowhere."""
 RUN_CALLS = frozenset(
     {
-        "ResolveModel",  # asks the server that the caller names, and may download execution providers
+        "ResolveModel",  # asks the server that the caller names
         "PullModel", "RemoveModel", "UnloadModel", "MeasureLimits", "StartJob", "CancelJob", "ReleaseJobEvents",
     }
 )  # fmt: skip
@@ -42,6 +43,11 @@ _BEGIN, _END = "-----BEGIN X509 CRL-----", "-----END X509 CRL-----"
 _log = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def needs(call: str, request: Any) -> str:
+    """The call whose permission a request takes: one that names a server is a runner's, whatever it asks there."""
+    return "ResolveModel" if call in READ_CALLS and getattr(request, "endpoint_url", "") else call
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +188,7 @@ class AccessControl(grpc.aio.ServerInterceptor):
         call = str(handler_call_details.method).rpartition("/")[2]
 
         async def answer(request: Any, context: Context) -> Any:
-            await self._check(context, call, begins=True)
+            await self._check(context, needs(call, request), begins=True)
             if self._renewal is not None and call == "GetHost":
                 await self._renewal.take(context.invocation_metadata() or ())
             return await handler.unary_unary(request, context)

@@ -117,5 +117,11 @@ TOLD: dict[Code, tuple[str, str]] = {
     Code.HIGH_SPREAD: ("rounds lie more than 10 % of their mean apart", "`show --outliers`; more rounds"),
     Code.DRIVERS_DIFFER: ("one kind of device has different drivers", "install one version"),
     Code.DOES_NOT_FIT: ("the forecast of memory was wrong", "look at swap and memory pressure"),
+    Code.ENERGY_DISAGREES: ("an energy counter and power over time differ by more than 10 %", "a meter at the plug"),
+    Code.FORECAST_OFF: (
+        "the measured peak of memory is far from the forecast",
+        "tell the model's true size and context",
+    ),
+    Code.MODEL_UNLOADED: ("the runtime unloaded the model in a pause", "`--keep-warm 60`, or a longer idle time there"),
 }
 """What each warning means and what to do about it, in general; `check` says both with numbers and fitting the plan."""

@@ -23,6 +23,7 @@ from benchfleet_agent.access import (
     AccessPolicy,
     Caller,
     Revocations,
+    needs,
     revoked_serials,
     serial_and_end,
 )
@@ -81,7 +82,11 @@ def test_no_call_for_readers_names_a_server_a_path_or_a_model() -> None:
     service = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
     taken = {call: {field.name for field in service.methods_by_name[call].input_type.fields} for call in READ_CALLS}
 
-    assert set().union(*taken.values()) == {"runtime", "job_id", "committed_sequence"}, taken
+    assert set().union(*taken.values()) == {"runtime", "endpoint_url", "job_id", "committed_sequence"}, taken
+    assert [call for call, fields in taken.items() if "endpoint_url" in fields] == ["ListModels"]
+    assert needs("ListModels", agent_service_pb2.ListModelsRequest(runtime="foundry")) == "ListModels"
+    named = agent_service_pb2.ListModelsRequest(endpoint_url="http://127.0.0.1:1")
+    assert needs("ListModels", named) in RUN_CALLS  # a reader may not have the agent ask it
 
 
 def test_with_a_policy_only_the_named_may_do_what_it_says() -> None:
