@@ -47,7 +47,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 def needs(call: str, request: Any) -> str:
     """The call whose permission a request takes: one that names a server is a runner's, whatever it asks there."""
-    return "ResolveModel" if call in READ_CALLS and getattr(request, "endpoint_url", "") else call
+    names_server = bool(getattr(request, "endpoint_url", None))
+    return "ResolveModel" if call in READ_CALLS and names_server else call
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 from benchfleet_controller.plan import ALL_DEVICES
 
 _SAME = (
-    "name", "runtimes", "rounds", "prefix_cache", "page_cache", "idle_pause_s", "deterministic", "certificate",
-    "goodput", "keep_warm_period_s", "skip_unfit", "max_tokens", "temperature", "top_p", "seed", "stream",
+    "name", "runtimes", "rounds", "prefix_cache", "page_cache", "idle_pause_s", "idle_baseline_s", "deterministic",
+    "certificate", "goodput", "keep_warm_period_s", "skip_unfit", "max_tokens", "temperature", "top_p", "seed",
+    "stream",
 )  # fmt: skip
 """Keys that are called as their field."""
 _CALLED = {"warmup_rounds": "warmup", "concurrencies": "concurrency", "paths": "path"}

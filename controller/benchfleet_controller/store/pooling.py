@@ -39,7 +39,7 @@ FROM {table} t LEFT JOIN later_blocks b ON t.case_id = b.case_id"""  # noqa: S60
 _STATUS = """CASE WHEN count(*) FILTER (WHERE status IN ('pending', 'running')) > 0
        THEN CASE WHEN count(*) FILTER (WHERE status <> 'pending') > 0 THEN 'running' ELSE 'pending' END
        WHEN count(*) FILTER (WHERE status = 'failed') > 0 THEN 'failed'
-       WHEN count(*) FILTER (WHERE status = 'skipped') > 0 THEN 'skipped' ELSE 'succeeded' END"""
+       WHEN count(*) FILTER (WHERE status = 'skipped') > 0 THEN 'skipped' ELSE min(status) END"""
 _WORST_FIRST = "CASE status WHEN 'failed' THEN 0 WHEN 'skipped' THEN 1 ELSE 2 END * 1000000 + block"
 _TOGETHER = {
     "status": _STATUS,

@@ -86,6 +86,6 @@ def test_every_field_of_a_plan_is_exported() -> None:
     given = set(plan_document(everything))
     elsewhere = {"endpoint_url": "endpoint", "warmup_rounds": "warmup", "concurrencies": "concurrency", "rates": "rate",
                  "paths": "path", "prompt_sets": "prompts"}  # fmt: skip
-    optional = {"idle_pause_s", "keep_warm_period_s", "conditions", "deadlines", "model_facts"}
+    optional = {"idle_pause_s", "idle_baseline_s", "keep_warm_period_s", "conditions", "deadlines", "model_facts"}
 
     assert {elsewhere.get(field.name, field.name) for field in dataclasses.fields(Plan)} - optional <= given
