@@ -13,6 +13,7 @@ import duckdb
 
 from benchfleet.samples import SAMPLE_METRICS
 from benchfleet_controller.store import condensed
+from benchfleet_controller.store.pooling import TIE_BLOCKS
 from benchfleet_controller.store.schema import TABLES
 from benchfleet_controller.store.views import VIEWS
 
@@ -42,6 +43,7 @@ def m004_conditions(connection: duckdb.DuckDBPyConnection) -> None:
 def m005_observations(connection: duckdb.DuckDBPyConnection) -> None:
     """What servers say of their own times; models unloaded in a pause; lengths of thoughts in chunks; quantisation."""
     _declared(connection, 5)
+    connection.execute(TIE_BLOCKS)
 
 
 def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:

@@ -21,14 +21,17 @@ _ASKED = [
 """What blocks of one case have in common."""
 
 # Where the same was asked for twice in one block, the first of each block belong together, then the second of each.
-LATER_BLOCKS = f"""
-SELECT case_id, first_case_id FROM (
-  SELECT case_id, first_value(case_id) OVER (PARTITION BY {", ".join(_ASKED)}, place ORDER BY block) AS first_case_id
-  FROM (SELECT *, coalesce(block_index, 0) AS block,
-               row_number() OVER (PARTITION BY {", ".join(_ASKED)}, block ORDER BY case_index) AS place
-        FROM cases))
-WHERE case_id <> first_case_id
+_FIRST_BLOCKS = f"""
+SELECT case_id, first_value(case_id) OVER (PARTITION BY {", ".join(_ASKED)}, place ORDER BY block) AS first_case_id
+FROM (SELECT *, coalesce(block_index, 0) AS block,
+             row_number() OVER (PARTITION BY {", ".join(_ASKED)}, block ORDER BY case_index) AS place
+      FROM cases)
 """  # noqa: S608 - our own names
+TIE_BLOCKS = f"""
+UPDATE cases SET first_case_id = f.first_case_id FROM ({_FIRST_BLOCKS}) f
+WHERE cases.case_id = f.case_id AND f.case_id <> f.first_case_id
+"""  # noqa: S608 - our own names
+"""Says of cases that ran in blocks which is the first; once, when they are recorded, for every question needs it."""
 
 
 def _pooled(table: str) -> str:
@@ -55,18 +58,20 @@ _TOGETHER = {
 _COLUMNS = ",\n  ".join(
     f"{_TOGETHER.get(column.name, f'min_by({column.name}, block)')} AS {column.name}"
     for column in CASES.columns
-    if column.name != "case_id"
+    if column.name not in ("case_id", "first_case_id")
 )
 _POOLED_CASES = f"""
 SELECT case_id, count(*) AS blocks,
   {_COLUMNS}
-FROM (SELECT c.* REPLACE (coalesce(b.first_case_id, c.case_id) AS case_id), coalesce(c.block_index, 0) AS block
-      FROM cases c LEFT JOIN later_blocks b ON c.case_id = b.case_id)
+FROM (SELECT * REPLACE (coalesce(first_case_id, case_id) AS case_id), coalesce(block_index, 0) AS block FROM cases)
 GROUP BY case_id
 """  # noqa: S608 - our own names
 
 VIEWS: dict[str, tuple[str, str]] = {
-    "later_blocks": (LATER_BLOCKS, "Cases that are a later block of another one, with the id of its first block."),
+    "later_blocks": (
+        "SELECT case_id, first_case_id FROM cases WHERE first_case_id IS NOT NULL",
+        "Cases that are a later block of another one, with the id of its first block.",
+    ),
     "pooled_cases": (_POOLED_CASES, "Cases, those that ran in blocks as one under the id of the first block."),
     "pooled_rounds": (_pooled("rounds"), "Rounds under the case of pooled_cases they belong to."),
     "pooled_requests": (_pooled("requests"), "Requests under the case of pooled_cases they belong to."),

@@ -15,6 +15,7 @@ from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_controller.store.columns import insert_rows, update_rows
 from benchfleet_controller.store.connection import StoreError
 from benchfleet_controller.store.messages import message_fields
+from benchfleet_controller.store.pooling import TIE_BLOCKS
 
 _Connection = duckdb.DuckDBPyConnection
 
@@ -140,6 +141,8 @@ def insert_cases(connection: _Connection, jobs: Sequence[tuple[str, job_pb2.JobS
             asked |= {"conditions": conditions, "prompt_token_count": lengths.get(case.prompt_set)}
             rows.append(asked | _asked(case))
     insert_rows(connection, "cases", rows)
+    if any(row["block_index"] for row in rows):
+        connection.execute(TIE_BLOCKS)
 
 
 def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:

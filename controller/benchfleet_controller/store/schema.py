@@ -201,7 +201,13 @@ forecast JSON whether the model was forecast to fit, and why; NULL no forecast
 """,
         since=4,
     )
-    + _columns("quantisation VARCHAR how weights are stored, as the runtime says; NULL it does not", since=5),
+    + _columns(
+        """
+quantisation VARCHAR how weights are stored, as the runtime says; NULL it does not
+first_case_id VARCHAR the first block of the case that this is a later block of; NULL it is none
+""",
+        since=5,
+    ),
     "case_id",
 )
 

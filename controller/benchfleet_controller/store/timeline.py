@@ -133,7 +133,7 @@ WITH {_ORIGIN}
 SELECT case_id, kind, number, (start_ns - origin_ns) / 1e9 AS start_s, (end_ns - origin_ns) / 1e9 AS end_s FROM (
   SELECT coalesce(first_case_id, case_id) AS case_id, 'load' AS kind, 0 AS number, load_start_ns AS start_ns,
          load_end_ns AS end_ns
-  FROM cases LEFT JOIN later_blocks USING (case_id) WHERE run_id = $run AND load_end_ns IS NOT NULL
+  FROM cases WHERE run_id = $run AND load_end_ns IS NOT NULL
   UNION ALL
   SELECT case_id, coalesce(kind, CASE WHEN warmup THEN 'warmup' ELSE 'counted' END),
          row_number() OVER (PARTITION BY case_id, warmup, kind ORDER BY start_ns), start_ns, end_ns
