@@ -45,9 +45,10 @@ format: .venv/.ready  ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 
 types: .venv/.ready  ## mypy strict for Linux, Windows and macOS
-	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform win32
-	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform linux & linux=$$!; \
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 proto agent controller \
+	  && $(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin proto agent controller; \
+	others=$$?; wait $$linux && exit $$others
 
 proto: .venv/.ready  ## generate Python from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \

@@ -167,8 +167,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 async def _serve_until_signal(config: AgentConfig, journal: Journal) -> int:
+    from benchfleet.addresses import join_address, split_address
     from benchfleet.tls import TlsError
-    from benchfleet.transport import join_address, split_address
     from benchfleet_agent.executor import Runtimes
     from benchfleet_agent.journal_upkeep import close_damaged, find_problems
     from benchfleet_agent.limits import Limits

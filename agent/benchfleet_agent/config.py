@@ -14,8 +14,8 @@ from typing import Any
 
 import platformdirs
 
+from benchfleet.addresses import DEFAULT_PORT, is_loopback, split_address
 from benchfleet.tls import CredentialFiles, TlsError
-from benchfleet.transport import DEFAULT_PORT, is_loopback, split_address
 from benchfleet_agent.access import AccessPolicy
 from benchfleet_agent.probes import choose, default_probes
 

@@ -8,9 +8,9 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchfleet.addresses import split_address
 from benchfleet.enrolment import ANSWER_S, MAXIMUM_MESSAGE_BYTES, EnrolmentError, Token, decode, encode
 from benchfleet.tls import CredentialFiles, private_directory, write_private
-from benchfleet.transport import split_address
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from benchfleet.addresses import is_loopback, join_address, split_address
 from benchfleet.quantities import quantity
-from benchfleet.transport import CHANNEL_OPTIONS, is_loopback, join_address, split_address
+from benchfleet.transport import CHANNEL_OPTIONS
 from benchfleet.v1 import job_pb2
 from benchfleet_agent.config import AgentConfig
 from benchfleet_agent.journal import HeldJob, Journal, JournalDamaged, JournalFull, JournalInUse

@@ -17,20 +17,13 @@ from dataclasses import dataclass, field
 from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import job_pb2
 from benchfleet_controller import fleet
-from benchfleet_controller.fleet import Agent, HostProblem
+from benchfleet_controller.fleet import Agent
 from benchfleet_controller.follow import UNENDED, Watch, Writer, follow
 from benchfleet_controller.plan import HostTarget, JobPlan, Offer, Plan, expand
+from benchfleet_controller.problems import HostProblem, Refused
 from benchfleet_controller.store import Store
 
 Say = Callable[[str], None]
-
-
-class Refused(Exception):
-    """Nothing was started; one problem a host."""
-
-    def __init__(self, problems: list[HostProblem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
 
 
 @dataclass(slots=True)

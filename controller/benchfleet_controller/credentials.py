@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import platformdirs
 
+from benchfleet.addresses import is_loopback, join_address
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet.tls import (
     CERTIFICATE_HEADER,
@@ -30,7 +31,7 @@ from benchfleet.tls import (
     pem_content,
     read_limited,
 )
-from benchfleet.transport import CHANNEL_OPTIONS, is_loopback, join_address
+from benchfleet.transport import CHANNEL_OPTIONS
 
 VARIABLE = "BENCHFLEET_CERTS"
 MAXIMUM_CARRIED_BYTES = 6000

@@ -18,9 +18,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from benchfleet.addresses import is_loopback, join_address
 from benchfleet.enrolment import ANSWER_S, MAXIMUM_MESSAGE_BYTES, EnrolmentError, Token, decode, encode
 from benchfleet.tls import write_private
-from benchfleet.transport import is_loopback, join_address
 from benchfleet_controller.authority import DEFAULT_DAYS, Authority
 from benchfleet_controller.certificates import AuthorityError, Issued, new_key, private_pem, requested_key
 

@@ -13,15 +13,17 @@ from typing import TypeVar
 import grpc
 
 from benchfleet import CONTRACT_REVISION, __version__
+from benchfleet.addresses import split_address
 from benchfleet.failures import Failure, Reason, WorkFailed
 from benchfleet.tls import PeerCertificate
-from benchfleet.transport import failure_of, split_address
+from benchfleet.transport import failure_of
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, host_pb2, job_pb2
 from benchfleet_controller.credentials import explain_silence, open_link, updates
 from benchfleet_controller.offers import offers_of
 from benchfleet_controller.plan import ALL_DEVICES, HostTarget, Offer, Plan
 from benchfleet_controller.plan_limits import overlong
+from benchfleet_controller.problems import HostProblem
 
 CONNECT_S = 5.0
 CALL_S = 30.0
@@ -32,15 +34,6 @@ RETRY_S = 20.0
 """How long a call that may be repeated is repeated over a broken connection."""
 
 _T = TypeVar("_T")
-
-
-class HostProblem(Exception):
-    """A host could not be reached or refused; says which, why and what to do."""
-
-    def __init__(self, target: HostTarget, failure: Failure) -> None:
-        super().__init__(f"{target.name} ({target.address}): {failure.message}")
-        self.target = target
-        self.failure = failure
 
 
 @dataclass(slots=True)

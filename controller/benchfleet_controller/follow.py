@@ -18,7 +18,8 @@ from benchfleet.failures import Failure, Reason
 from benchfleet.transport import failure_of
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2
-from benchfleet_controller.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, Agent, HostProblem, broken, explain
+from benchfleet_controller.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, Agent, broken, explain
+from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.store import Store, StoreBusy
 
 COMMIT_PERIOD_S = 1.0

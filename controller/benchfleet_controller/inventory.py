@@ -17,7 +17,7 @@ from pathlib import Path
 
 import platformdirs
 
-from benchfleet.transport import join_address, split_address
+from benchfleet.addresses import join_address, split_address
 from benchfleet_controller.plan import HostTarget
 
 VARIABLE = "BENCHFLEET_FLEET"

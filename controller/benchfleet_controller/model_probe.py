@@ -13,7 +13,8 @@ from benchfleet.failures import Reason
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import job_pb2
 from benchfleet_controller.checklist import ProbeResult
-from benchfleet_controller.fleet import Agent, HostProblem, refusals
+from benchfleet_controller.fleet import Agent, refusals
+from benchfleet_controller.problems import HostProblem
 
 MAX_TOKENS = 4
 """One token may be half a character and show nothing."""

@@ -78,6 +78,10 @@ class AgentProcess:
     def log(self) -> str:
         return (self.data_dir / "agent.log").read_text(errors="replace")
 
+    def load_pids(self) -> list[int]:
+        """The load process, without the process that counts tokens for it."""
+        return [pid for pid in self.child_pids("benchfleet_agent.load") if pid not in self.child_pids("token_counter")]
+
     def child_pids(self, word: str) -> list[int]:
         """Pids of this agent's living children whose command line holds a word."""
         assert self.process is not None
@@ -171,11 +175,18 @@ class Benchfleet:
         return cases
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Ask the database itself, as a user with the duckdb command line would."""
+        """Ask the database itself, as a user with the duckdb command line would: again while a run has it open."""
         import duckdb
 
-        with duckdb.connect(str(self.database), read_only=True) as connection:
-            return list(connection.execute(sql).fetchall())
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with duckdb.connect(str(self.database), read_only=True) as connection:
+                    return list(connection.execute(sql).fetchall())
+            except duckdb.IOException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_a_killed_load_process_fails_its_case_with_its_own_reason(
 ) -> None:
     agent = make_agent()
     running = _start_until_rounds(agent, benchfleet)
-    (victim,) = agent.child_pids("benchfleet_agent.load")
+    (victim,) = agent.load_pids()
 
     os.kill(victim, signal.SIGKILL)
 

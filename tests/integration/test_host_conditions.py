@@ -171,7 +171,7 @@ def test_a_killed_load_process_leaves_evidence(make_agent: MakeAgent, benchfleet
         "run", "--model", "tiny-random", "--rounds", "5000", "--max-tokens", "8", "--host", f"solo={agent.address}"
     )
     wait_until(lambda: kinds(benchfleet).get("counted", 0) > 1, 90, f"rounds are stored; {agent.log()}")
-    (victim,) = agent.child_pids("benchfleet_agent.load")
+    (victim,) = agent.load_pids()
 
     os.kill(victim, signal.SIGKILL)
     running.communicate(timeout=60)

@@ -11,12 +11,11 @@ from pathlib import Path
 import platformdirs
 
 from benchfleet_controller.baseline import BaselineError
-from benchfleet_controller.campaign import Refused
-from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import InventoryError, load_inventory, resolve_hosts
 from benchfleet_controller.live import printable_lines
 from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.plan_draft import PlanError
+from benchfleet_controller.problems import HostProblem, Refused
 from benchfleet_controller.prompts import PromptError
 from benchfleet_controller.report import ReportError
 from benchfleet_controller.store import Store, StoreError, StoreMissing, TooManyRequests

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchfleet.addresses import DEFAULT_PORT as AGENT_PORT
+from benchfleet.addresses import join_address, split_address
 from benchfleet.enrolment import DEFAULT_PORT, EnrolmentError
 from benchfleet.tls import EXPIRY_WARNING, MAXIMUM_NAME_CHARACTERS, CredentialFiles
-from benchfleet.transport import DEFAULT_PORT as AGENT_PORT
-from benchfleet.transport import join_address, split_address
 from benchfleet_controller.authority import DEFAULT_DAYS, Authority
 from benchfleet_controller.campaign import holder
 from benchfleet_controller.certificates import AuthorityError, Issued, host_names, new_key

@@ -25,11 +25,12 @@ from benchfleet_controller.checklist import (
 )
 from benchfleet_controller.commands import EXIT_HOST, known_names, say, store_of, targets
 from benchfleet_controller.credentials import chosen
-from benchfleet_controller.fleet import Agent, HostProblem
+from benchfleet_controller.fleet import Agent
 from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.live import printable
 from benchfleet_controller.model_probe import probe_model
 from benchfleet_controller.plan import HostTarget
+from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.report import Column, render_table, to_json
 
 CLOCK_TOLERANCE_S = 1.0

@@ -11,16 +11,17 @@ from typing import Any
 
 import grpc
 
+from benchfleet.addresses import split_address
 from benchfleet.failures import Failure, Reason
-from benchfleet.transport import split_address
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import host_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
-from benchfleet_controller.fleet import Agent, HostProblem, absent_providers, explain, refusals
+from benchfleet_controller.fleet import Agent, absent_providers, explain, refusals
 from benchfleet_controller.inventory import load_inventory
 from benchfleet_controller.live import printable
 from benchfleet_controller.plan import HostTarget
+from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.pulling import PullProgress
 from benchfleet_controller.report import Column, render_table
 

@@ -15,7 +15,6 @@ from benchfleet_controller.campaign import Campaign
 from benchfleet_controller.commands import EXIT_HOST, UsageError, known_names, say, store_of, targets
 from benchfleet_controller.commands.answers import run_text
 from benchfleet_controller.commands.comparing import comparison_of
-from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.inventory import all_hosts, load_inventory
 from benchfleet_controller.levels import levels
 from benchfleet_controller.live import Progress
@@ -23,6 +22,7 @@ from benchfleet_controller.metrics import DEFAULT_COMPARED
 from benchfleet_controller.plan import HostTarget, Plan
 from benchfleet_controller.plan_draft import Overrides, build_plan
 from benchfleet_controller.plan_file import load_plan
+from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.report.comparing import comparison_text
 from benchfleet_controller.store import Store
 

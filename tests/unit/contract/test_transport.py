@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchfleet.transport import is_loopback, join_address, split_address
+from benchfleet.addresses import is_loopback, join_address, split_address
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from benchfleet.failures import Failure, Reason
 from benchfleet_controller import campaign
 from benchfleet_controller.commands import running
-from benchfleet_controller.fleet import HostProblem
 from benchfleet_controller.plan import HostTarget
+from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.store import Store
 
 HOST = HostTarget("lab", "127.0.0.1:1")

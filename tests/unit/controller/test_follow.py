@@ -15,9 +15,10 @@ from benchfleet.transport import refusal
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_controller import campaign, fleet
-from benchfleet_controller.fleet import Agent, HostProblem, repeated
+from benchfleet_controller.fleet import Agent, repeated
 from benchfleet_controller.follow import Writer, follow
 from benchfleet_controller.plan import HostTarget
+from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.store import Store
 
 
