@@ -25,7 +25,7 @@ demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, 
 
 test: .venv/.ready  ## all tests that need no more than a few minutes, on the real Foundry Local runtime
 	$(BIN)/python -m pytest -m "not slow and not live" --numprocesses 2 tests/unit
-	$(BIN)/python -m pytest -m "not slow and not live and not timing" --numprocesses 2 --dist loadfile tests/integration
+	$(BIN)/python -m pytest -m "not slow and not live and not timing" --numprocesses 3 --dist loadfile tests/integration
 	$(BIN)/python -m pytest -m "timing and not slow and not live" tests/integration
 	$(BIN)/python -m pytest -m "not slow and not live" tests/fuzz
 
