@@ -33,7 +33,9 @@ def main() -> int:
     seconds = 5 if options.quick else 20
     with tempfile.TemporaryDirectory(prefix="dataplane-") as folder:
         directory = Path(folder)
-        ingested = [ingest(directory, jobs, 1) for jobs in ((100,) if options.quick else (10, 100, 1000))]
+        # The last one is what `collect` commits of jobs that ended long ago.
+        commits = ((100, 1),) if options.quick else ((10, 1), (100, 1), (1000, 1), (100, 100))
+        ingested = [ingest(directory, jobs, held_s) for jobs, held_s in commits]
         grown = growth(directory, 100_000 if options.quick else 10_000_000)
         print("ingest measured", file=sys.stderr)
         fleets = []

@@ -232,3 +232,14 @@ def test_holm_corrects_in_place() -> None:
     assert stats.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert stats.holm([]) == []
     assert stats.smallest_p(4, 4) == pytest.approx(2 / 70)
+
+
+def test_students_t_is_that_of_scipy() -> None:
+    from scipy.special import stdtrit
+
+    for degrees in (*range(1, 60), 100, 101, 998, 1999):
+        for p in (0.6, 0.9, 0.975, 0.9995):
+            assert stats.t_quantile(p, degrees) == pytest.approx(float(stdtrit(degrees, p)), rel=1e-9), (p, degrees)
+    for p, degrees in ((0.975, 0), (0.5, 3), (1.0, 3)):
+        with pytest.raises(ValueError, match="no quantile"):
+            stats.t_quantile(p, degrees)
