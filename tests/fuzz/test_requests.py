@@ -160,9 +160,9 @@ def test_jobs_that_make_no_sense_are_refused(attacked: Target) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_that_for_longer_and_never_the_same_twice(attacked: Target) -> None:
-    send_bytes(attacked, 3_000, chance=True)
-    send_values(attacked, 3_000, chance=True)
-    send_specs(attacked, 1_500, chance=True)
+    send_bytes(attacked, 1_000, chance=True)
+    send_values(attacked, 1_000, chance=True)
+    send_specs(attacked, 500, chance=True)
 
 
 def test_what_is_too_large_or_too_deep_is_refused(attacked: Target) -> None:

@@ -183,7 +183,8 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
             server.kill()
     assert case["context_length"] == 2048
     assert case["output_tokens"] == 8 * case["requests"]
-    assert case["accounting"] == "consistent"
+    # Half of a character is a token without a chunk; which answers have one depends on their random first words.
+    assert set(case["accounting"].split("+")) <= {"consistent", "fewer_chunks_than_tokens"}
     assert case["decode_tokens_per_s"] > 1
     (told,) = benchfleet.rows(
         "SELECT count(*) = count(server_prefill_s), min(server_decode_s) > 0, min(server_decode_tokens) "
