@@ -32,7 +32,7 @@ CASE_COLUMNS: tuple[str, ...] = (
     "energy_per_token_j", "energy_per_request_j", "kwh_per_million_tokens", "cost_per_million_tokens",
     "energy_reason", "decode_limit_ratio", "prefill_limit_ratio", "efficiency", "efficiency_reason", "device_name",
     "driver_version", "agent_version", "path", "marginal_per_token_j", "marginal_per_request_j", "marginal_reason",
-    "instrument_reason",
+    "instrument_reason", "server_prefill_avg_s", "server_decode_tokens_per_s", "unloads",
 )  # fmt: skip
 """Keys of a case in JSON and CSV, in this order; additions go to the end."""
 DOCUMENT_COLUMNS = (
