@@ -65,6 +65,7 @@ def follow_fleet(agents: int, seconds: int, directory: Path, tls: Path | None = 
 
 async def _follow_all(ports: list[int], seconds: int, path: Path) -> Followed:
     store = Store(path)
+    store.mark_released(())  # makes the file: a run is recorded before anything starts
     writer = Writer(store)
     lags: list[int] = []
 

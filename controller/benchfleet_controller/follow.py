@@ -27,6 +27,8 @@ COMMIT_PERIOD_S = 1.0
 and the machine may be the one that measures. With the last event of a job only a pause is waited for."""
 COMMIT_PAUSE_S = 0.2
 """Between the end of a commit and the next one, so that readers in other terminals get their turn."""
+MOST_DEFERRED_S = 5.0
+"""How long noting the end of a job gives way to events that wait for their commit: it condenses what the job left."""
 MOST_UNCOMMITTED = 10_000
 """Events of a job read ahead of the store; then reading stops and gRPC's flow control holds the agent's stream."""
 PATIENCE_S = 60.0
@@ -119,6 +121,11 @@ class Writer:
     async def mark_released(self, job_id: str) -> None:
         """Note that the agent may forget the job."""
         self._released.add(job_id)
+        latest = time.monotonic() + MOST_DEFERRED_S
+        while True:
+            if not self._waiting or job_id not in self._released or time.monotonic() >= latest:
+                break
+            await asyncio.sleep(COMMIT_PAUSE_S)
         async with self._lock:
             if job_id in self._released:
                 released, self._released = self._released, set()
