@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchfleet.addresses import is_loopback
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes.dialects.client import normalise_url, root_of
 
@@ -73,7 +74,7 @@ class EndpointPolicy:
             server, base_url = _taken_apart(url)
         except ValueError as error:
             raise WorkFailed(Reason.INVALID_SPEC, f"the endpoint's URL makes no sense: {error}") from None
-        if not ((self.loopback and _is_loopback(server.host)) or any(one.covers(server) for one in self.patterns)):
+        if not ((self.loopback and is_loopback(server.host)) or any(one.covers(server) for one in self.patterns)):
             raise WorkFailed(Reason.ENDPOINT_NOT_ALLOWED, self._advice(server))
         return base_url
 
@@ -129,16 +130,6 @@ def _taken_apart(url: str) -> tuple[Server, str]:
     with contextlib.suppress(ValueError):  # a name, compared as it is written; 127.1 and 0x7f000001 are names, too
         host = str(ipaddress.ip_address(host))
     return Server(parts.scheme, host, port, path), f"{parts.scheme}://{_bracketed(host)}{written_port}{parts.path}"
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether it is written so that only this host can be meant, whoever is asked for names."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _origin(server: Server) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import re
 import urllib.error
@@ -12,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchfleet.addresses import is_loopback
 from benchfleet.failures import Reason, WorkFailed
 
 API_KEY_VARIABLE = "BENCHFLEET_ENDPOINT_API_KEY"
@@ -186,12 +186,7 @@ def root_of(base_url: str) -> str:
 def is_remote(base_url: str) -> bool:
     """Whether the host is not this one by its name: anything but ``localhost`` and loopback addresses."""
     host = (urllib.parse.urlsplit(base_url).hostname or "").rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
+    return not (is_loopback(host) or host.endswith(".localhost"))  # RFC 6761, section 6.3
 
 
 def bad_answer(url: str, error: Exception | str) -> WorkFailed:
