@@ -94,17 +94,19 @@ def compare(
         (group.cases if _answered(row) else group.lost).append(row)
     names = list(dict.fromkeys([*names, *(group_name(row, by) for row in told)]))
     found: list[Compared] = []
-    for groups in strata.values():
+    for place, groups in enumerate(strata.values()):
         against = groups.get(baseline, _Group())
+        whys = {name: _why_alone(groups.get(name, _Group()), against, used, by, name, baseline) for name in names}
         for metric in metrics:
-            for name in names:
+            for name, why in whys.items():
                 group = groups.get(name, _Group())
                 if group.cases:
-                    why = "" if against.cases else _without_baseline(group, against, used, by, baseline)
-                    found.append(_compared(group, against, name, by, metric, rounds or {}, why))
+                    one = _compared(group, against, name, by, metric, rounds or {}, why)
                 elif against.cases:
-                    why = _not_here(group, against, used, by, name)
-                    found.append(_missing(group, against, name, by, metric, why))
+                    one = _missing(group, against, name, by, metric, why)
+                else:
+                    continue
+                found.append(dataclasses.replace(one, stratum=place))
     return Comparison(by, baseline, tuple(decided(found)))
 
 
@@ -278,6 +280,19 @@ def _rounds(group: _Group, metric: str, rounds: Mapping[tuple[str, str], Rounds]
     values = np.concatenate([r.values for r in found]) if found else np.empty(0)
     weights = np.concatenate([r.weights for r in found]) if found else np.empty(0)
     return Rounds(values[~np.isnan(values)], weights[~np.isnan(values)])
+
+
+def _why_alone(
+    group: _Group, against: _Group, used: Sequence[Row], by: tuple[str, ...], name: str, baseline: str
+) -> str:
+    """Why only one side of a stratum has results; empty: both have, or neither."""
+    if bool(group.cases) == bool(against.cases):
+        return ""
+    return (
+        _without_baseline(group, against, used, by, baseline)
+        if group.cases
+        else _not_here(group, against, used, by, name)
+    )
 
 
 def _without_baseline(group: _Group, against: _Group, used: Sequence[Row], by: tuple[str, ...], baseline: str) -> str:

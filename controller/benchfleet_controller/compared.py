@@ -65,6 +65,8 @@ class Compared:
     """Why inconclusive or not comparable; empty otherwise."""
     flags: tuple[str, ...]
     """Conditions that differ from the baseline's but do not forbid the comparison."""
+    stratum: int = 0
+    """Which of the comparison's strata the row belongs to: conditions that people see can be the same in several."""
     baseline_value: float | None = None
     baseline_rounds: int = 0
     baseline_n: int = 0

@@ -229,12 +229,12 @@ async def check_models(
     offered: dict[tuple[str, str, str], tuple[Offer, ...]] = {}
     for runtime in plan.runtimes:
         url = plan.endpoint_url if runtime == "endpoint" else ""
+        listed = await agent.models(runtime, url) if ALL_DEVICES in plan.devices else None
+        if listed is not None and (missing := absent_providers(listed)):
+            tell(f"{agent.target.name}: {missing}")
         for model in plan.models:
             offers = tuple(Offer(device, model) for device in plan.devices)
-            if ALL_DEVICES in plan.devices:
-                listed = await agent.models(runtime, url)
-                if missing := absent_providers(listed):
-                    tell(f"{agent.target.name}: {missing}")
+            if listed is not None:
                 offers = offered[agent.target.name, runtime, model] = offers_of(model, listed.models)
             for device, asked in offers:
                 variant = await agent.resolve(runtime, url, asked, device)

@@ -76,11 +76,11 @@ def judge(comparison: Comparison, limit_ratio: float) -> Gate:
 
 
 def _judged(comparison: Comparison, limit: float) -> Iterator[Judged]:
-    told: set[tuple[str, str]] = set()
+    told: set[tuple[str, int]] = set()
     for row in comparison.rows:
         if row.verdict is Verdict.BASELINE:
             continue
-        case = (row.group, str(row.conditions))
+        case = (row.group, row.stratum)
         if case not in told:
             told.add(case)
             yield from _failures(row, limit)

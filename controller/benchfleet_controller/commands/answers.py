@@ -127,7 +127,7 @@ def run_text(
     certificates = store.certificates([run_id])
     instrument = certificate_section(certificates, cases, asked=(run["plan"] or {}).get("certificate"))
     metered = energy_section(cases)
-    devices = devices_section(store, run_id, cases)
+    devices = devices_section(store, run, cases)
     sections = [*(sweep_section(sweep) for sweep in sweeps_of(cases))]
     sections += [one for one in (devices, metered, instrument) if one]
     return "\n".join(
@@ -230,7 +230,16 @@ def report_data(
         run=run,
         hosts=hosts,
         cases=cases,
-        comparison=comparison_of(store, [run_id], (by,), baseline, registry.DEFAULT_COMPARED, measured=True),
+        comparison=comparison_of(
+            store,
+            [run_id],
+            (by,),
+            baseline,
+            registry.DEFAULT_COMPARED,
+            price_per_kwh=price_per_kwh,
+            measured=True,
+            found=cases,
+        ),
         warnings=check(cases, hosts, certificates),
         answers=store.sample_answers(run_id),
         failures=store.failure_reasons([run_id]),

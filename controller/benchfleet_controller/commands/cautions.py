@@ -9,10 +9,9 @@ from typing import Any
 from benchfleet_controller.checks import Warned, check
 from benchfleet_controller.dimensions import group_name, matches, shared_conditions
 from benchfleet_controller.report import sentence
-from benchfleet_controller.results import results_of
 from benchfleet_controller.store import Row, Store
 
-_INTERVALS = ("ttft_avg_s", "e2e_avg_s", "decode_tokens_per_s")
+WARNED_INTERVALS = ("ttft_avg_s", "e2e_avg_s", "decode_tokens_per_s")
 """What warnings ask the width of; by round, so that a million requests need not be read again."""
 
 
@@ -25,12 +24,14 @@ class Cautions:
     certificates: Sequence[Row] = ()
 
     @classmethod
-    def of_runs(cls, store: Store, run_ids: Sequence[str], where: Mapping[str, str] | None = None) -> Cautions:
-        """Of the cases of runs that ``where`` lets through."""
+    def of_cases(
+        cls, store: Store, run_ids: Sequence[str], found: Sequence[Row], where: Mapping[str, str] | None = None
+    ) -> Cautions:
+        """Of the cases of runs (as `results_of` has them, with `WARNED_INTERVALS`) that ``where`` lets through."""
         names = {row.run_id: row.name for row in store.runs()}
         cases = [
             case | {"run_name": names.get(case["run_id"])}
-            for case in results_of(store, run_ids, metrics=_INTERVALS)
+            for case in found
             if all(matches(case, *one) for one in (where or {}).items())
         ]
         return cls(cases, store.hosts_of_runs(run_ids), store.certificates(run_ids))._about(cases)

@@ -9,20 +9,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from benchfleet_controller import metrics as registry
 from benchfleet_controller.baseline import Baseline
 from benchfleet_controller.commands import UsageError, say, store_of
 from benchfleet_controller.commands.baselines import read_baseline, rounds_of
-from benchfleet_controller.commands.cautions import Cautions, warnings_text
+from benchfleet_controller.commands.cautions import WARNED_INTERVALS, Cautions, warnings_text
 from benchfleet_controller.commands.evidence import equality_rows, equality_text
 from benchfleet_controller.compare import Comparison, Verdict, compare
 from benchfleet_controller.dimensions import DIMENSIONS, FILTERS, matches
 from benchfleet_controller.gate import Outcome, judge
 from benchfleet_controller.report import comparison_rows, render_table, to_json
 from benchfleet_controller.report.comparing import comparison_text, gate_text
-from benchfleet_controller.store import NoSuchRun, Store
+from benchfleet_controller.results import results_of
+from benchfleet_controller.store import NoSuchRun, Row, Store
 from benchfleet_controller.telemetry import with_price
 
 EXIT_DONE = 0
@@ -51,14 +51,15 @@ def compare_command(options: argparse.Namespace) -> int:
         by = ("run",)
     if options.answers:
         return _answers(store, run_ids, by, baseline if document is None else None, options.format)
+    found = results_of(store, run_ids, metrics=WARNED_INTERVALS)
     try:
         comparison = comparison_of(
             store, run_ids, by, baseline, metrics, document, filters_of(options.where), price_of(options),
-            measured=options.metric in ([], ["all"]),
+            measured=not options.metric or "all" in options.metric, found=found,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"{error}{_near(store, baseline)}") from None
-    cautions = Cautions.of_runs(store, run_ids, filters_of(options.where))
+    cautions = Cautions.of_cases(store, run_ids, found, filters_of(options.where))
     sys.stdout.write(rendered(comparison, options.format, cautions))
     if all(row.verdict is Verdict.BASELINE for row in comparison.rows):
         say("there is one group only, so nothing is compared; try another --by, or name a --baseline")
@@ -131,37 +132,36 @@ def comparison_of(
     price_per_kwh: float | None = None,
     *,
     measured: bool = False,
+    found: Sequence[Row] | None = None,
 ) -> Comparison:
     """Compare the cases of runs, and of a baseline document, that `where` lets through; only by metrics that something
-    measured, when ``measured``.
+    measured, when ``measured``. ``found``: the cases of the runs, where they have been read.
 
     Raises ValueError for an unknown baseline.
     """
-    found = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
+    if found is None:
+        found = store.case_results(run_ids, itl=any(name.startswith("itl_") for name in metrics))
     run_names = {row.run_id: row.name for row in store.runs()} if {"name", "commit"} & set(by) else {}
-    cases: list[Mapping[str, Any]] = [
-        case | {"run_name": run_names.get(case["run_id"])} for case in with_price(found, price_per_kwh)
-    ]
-    if document is not None:
-        cases = [*document.cases, *cases]
-    if measured:
-        metrics = [name for name in metrics if any(case.get(name) is not None for case in cases)]
-    rounds = rounds_of(store, run_ids, metrics)
-    if document is not None:
-        rounds = {**document.rounds, **rounds}
+    before = document.cases if document is not None else ()
+    cases = with_price(
+        [*before, *(case | {"run_name": run_names.get(case["run_id"])} for case in found)], price_per_kwh
+    )
     kept = [case for case in cases if all(matches(case, *one) for one in (where or {}).items())]
     if where and not kept:
         raise ValueError(f"no case matches --where {' '.join(f'{key}={value}' for key, value in where.items())}")
+    if measured:
+        metrics = [name for name in metrics if any(case.get(name) is not None for case in kept)]
+    rounds = rounds_of(store, run_ids, metrics)
+    if document is not None:
+        rounds = {**document.rounds, **rounds}
     return compare(kept, by, baseline, metrics, rounds)
 
 
 def rendered(comparison: Comparison, style: str, cautions: Cautions) -> str:
     """A comparison in one of `report.FORMATS`, with what may mislead about it; CSV: the rows alone."""
     if style == "json":
-        told = {
-            (str(row.conditions), row.group): cautions.of_group(row.conditions, row.group, comparison.by)
-            for row in comparison.rows
-        }
+        groups = {(str(row.conditions), row.group): row for row in comparison.rows}
+        told = {key: cautions.of_group(row.conditions, row.group, comparison.by) for key, row in groups.items()}
         pairs = zip(comparison_rows(comparison), comparison.rows, strict=True)
         return to_json([row | {"warnings": told[str(one.conditions), one.group]} for row, one in pairs])
     if style == "csv":

@@ -18,17 +18,19 @@ from benchfleet_controller.store import Row, Store
 _RATE, _TTFT = "decode_tokens_per_s", "ttft_p50_s"
 
 
-def devices_section(store: Store, run_id: str, cases: Sequence[Row]) -> Section | None:
+def devices_section(store: Store, run: Row, cases: Sequence[Row]) -> Section | None:
     """The table of a run that was asked for all devices; None: of another run, or where only one of them ran."""
-    plan = store.run(run_id)["plan"] or {}
+    if ALL_DEVICES not in ((run["plan"] or {}).get("devices") or ()):
+        return None
     ran = [case for case in cases if case["requests"] > case["failed"]]
     by = dimensions_of(ran)
     names = list(dict.fromkeys(group_name(case, by) for case in ran))
-    if ALL_DEVICES not in (plan.get("devices") or ()) or len(names) < 2:
+    if len(names) < 2:
         return None
+    run_ids = [run["run_id"]]
     baseline = next((name for name in names if name.split(" / ")[0] == "cpu"), names[0])
-    comparison = comparison_of(store, [run_id], by, baseline, (_RATE, _TTFT))
-    found = {(str(dict(row.conditions)), row.group, row.metric): row for row in comparison.rows}
+    comparison = comparison_of(store, run_ids, by, baseline, (_RATE, _TTFT), found=cases)
+    found = {(row.stratum, row.group, row.metric): row for row in comparison.rows}
     alike: dict[tuple[str, str], Mapping[str, Any]] = {}
     notes = [f"speed-up over {baseline}, with its 95 % interval; TTFT: above 1 is sooner"]
     if not all(case["deterministic"] for case in ran):
@@ -38,7 +40,7 @@ def devices_section(store: Store, run_id: str, cases: Sequence[Row]) -> Section 
             f"answers are not compared: more than {MOST_ANSWERS_COMPARED:,}; see `compare --by device --answers`"
         )
     else:
-        equal = equality_rows(store, [run_id], by, baseline)
+        equal = equality_rows(store, run_ids, by, baseline, cases)
         alike = {(str(_without(row["conditions"], "temperature")), row["group"]): row for row in equal}
         notes.append("deterministic: every device got the same words before the same prompts, at temperature 0")
     rows = [
@@ -47,12 +49,12 @@ def devices_section(store: Store, run_id: str, cases: Sequence[Row]) -> Section 
             "group": row.group,
             "rate": None if row.value is None else human(_RATE, row.value),
             "speedup": _speedup(row),
-            "ttft": _speedup(found[conditions, group, _TTFT], inverse=True),
-            "alike": _alike(alike.get((conditions, group))),
-            "first": _first(alike.get((conditions, group))),
+            "ttft": _speedup(found[row.stratum, row.group, _TTFT], inverse=True),
+            "alike": _alike(alike.get((str(dict(row.conditions)), row.group))),
+            "first": _first(alike.get((str(dict(row.conditions)), row.group))),
         }
-        for (conditions, group, metric), row in found.items()
-        if metric == _RATE
+        for row in comparison.rows
+        if row.metric == _RATE
     ]
     columns = [
         Column("conditions", "Conditions"), Column("group", " / ".join(by).capitalize()), Column("rate", "Tokens/s"),

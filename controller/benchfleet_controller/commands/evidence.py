@@ -87,10 +87,18 @@ def outliers_text(found: Sequence[Outlier], cases: Sequence[Row], style: str) ->
 
 
 def equality_rows(
-    store: Store, run_ids: Sequence[str], by: tuple[str, ...], baseline: str | None
+    store: Store,
+    run_ids: Sequence[str],
+    by: tuple[str, ...],
+    baseline: str | None,
+    found: Sequence[Row] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers of each group against the baseline's under the same conditions. Raises ValueError: no such baseline."""
-    cases = [case for case in store.case_results(run_ids, itl=False) if case["requests"] > case["failed"]]
+    """Answers of each group against the baseline's under the same conditions. Raises ValueError: no such baseline.
+
+    ``found``: the cases of the runs, where they have been read.
+    """
+    found = store.case_results(run_ids, itl=False) if found is None else found
+    cases = [case for case in found if case["requests"] > case["failed"]]
     names = list(dict.fromkeys(group_name(case, by) for case in cases))
     if baseline is None:
         baseline = names[0] if names else ""

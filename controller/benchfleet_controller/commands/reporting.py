@@ -81,7 +81,7 @@ def _drawable(store: Store, run_id: str, goodput: str | None, price_per_kwh: flo
         raise _missing(error) from None
     data = report_data(store, run_id, goodput=goodput, price_per_kwh=price_per_kwh)
     try:
-        found = store.outliers([run_id])
+        found = data.outliers or store.outliers([run_id])
     except TooManyRequests:  # the page says that it looked for none
         found = ()
     return HtmlReport(data, store.timeline(run_id), found)

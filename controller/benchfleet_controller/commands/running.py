@@ -147,7 +147,9 @@ def show_results(store: Store, run_id: str, style: str) -> None:
     cases = store.case_results([run_id], itl=False)
     for dimension in ("host", "model", "device"):
         if len({case[dimension] for case in cases if case["status"] == "succeeded"}) > 1:
-            comparison = comparison_of(store, [run_id], (dimension,), None, DEFAULT_COMPARED, measured=True)
+            comparison = comparison_of(
+                store, [run_id], (dimension,), None, DEFAULT_COMPARED, measured=True, found=cases
+            )
             sys.stdout.write("\n" + comparison_text(comparison, style))
 
 

@@ -30,7 +30,7 @@ def comparison_text(comparison: Comparison, style: str = "table") -> str:
     alone = all(row.verdict is Verdict.BASELINE for row in comparison.rows)
     shown = [row for row in comparison.rows if not row.missing and (alone or row.verdict is not Verdict.BASELINE)]
     rows = [_for_people(row) for row in shown]
-    lost = {(row.group, str(row.conditions)): row for row in comparison.rows if row.missing}
+    lost = {(row.group, row.stratum): row for row in comparison.rows if row.missing}
     rows += [_for_people(row) | {"metric": _EVERYTHING} for row in lost.values()]
     columns = [
         *(Column(name, name.capitalize()) for name in varying),

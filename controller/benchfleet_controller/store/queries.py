@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -26,6 +26,7 @@ _JSON_COLUMNS = frozenset({
     "device_libraries", "evidence", "forecast", "state_before", "state_after",
 })  # fmt: skip
 _SHOWN_NEAR = 5
+_OF_ENERGY = frozenset({Source.ENERGY, Source.MARGINAL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,17 +222,36 @@ def round_values(
 ) -> dict[str, RoundValues]:
     """Metrics by counted round. Metrics that have no value by round give empty arrays."""
     asked = [BY_NAME[name] for name in metrics]
-    condensed.tell(connection, run_ids, itl=any(one.name.startswith("itl_") for one in asked))
-    return {one.name: _values_of(connection, one, run_ids) for one in asked}
+    itl = any(one.name.startswith("itl_") for one in asked)
+    if any(one.by_round is not None and one.by_round.table in _OF_ENERGY for one in asked):
+        metered = _metered(connection, run_ids, itl=itl)
+    else:
+        metered = _Metered((), {}, {})
+        condensed.tell(connection, run_ids, itl=itl)
+    return {one.name: _values_of(connection, one, run_ids, metered) for one in asked}
 
 
-def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_ids: Sequence[str] | None) -> RoundValues:
+@dataclass(frozen=True, slots=True)
+class _Metered:
+    """Cases whose energy was metered, with the parts of it and what was answered by round."""
+
+    cases: Sequence[Row]
+    parts: Mapping[str, Mapping[str, list[Row]]]
+    counts: Mapping[str, Row]
+
+
+def _values_of(
+    connection: duckdb.DuckDBPyConnection,
+    metric: CaseMetric,
+    run_ids: Sequence[str] | None,
+    metered: _Metered,
+) -> RoundValues:
     source = metric.by_round
     if source is None:
         return RoundValues(np.empty(0, object), np.empty(0), np.empty(0))
-    if source.table in (Source.ENERGY, Source.MARGINAL):
+    if source.table in _OF_ENERGY:
         marginal = source.table is Source.MARGINAL
-        return _round_energy(connection, source.value, float(source.weight), run_ids, marginal=marginal)
+        return _round_energy(metered, source.value, float(source.weight), marginal=marginal)
     parameters: list[Any] = []
     if source.table is Source.REQUESTS:
         columns = f"case_id, {metric.name} AS value, {metric.name}_weight AS weight"
@@ -258,23 +278,27 @@ def _values_of(connection: duckdb.DuckDBPyConnection, metric: CaseMetric, run_id
     )
 
 
-def _round_energy(
-    connection: duckdb.DuckDBPyConnection, count: str, factor: float, run_ids: Sequence[str] | None, *, marginal: bool
-) -> RoundValues:
-    """Energy of each counted round for one of its answers' tokens or requests, × ``factor``; of metered cases only."""
-    cases = [case for case in case_results(connection, run_ids, itl=False) if case["energy_scope"] is not None]
+def _metered(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | None, *, itl: bool) -> _Metered:
+    """What all metrics of energy rest on, read once; makes the tables of `condensed.tell` on the way."""
+    cases = [case for case in case_results(connection, run_ids, itl=itl) if case["energy_scope"] is not None]
     parts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for part in rows(connection, f"WITH spans AS ({condensed.SPANS.told}) {ROUND_PARTS}"):
         parts[part["case_id"]][part["round_id"]].append(part)
     sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM pooled_requests
         WHERE NOT warmup AND status = 'ok' AND case_id IN (SELECT unnest(?)) GROUP BY round_id"""
     counts = {row["round_id"]: row for row in rows(connection, sql, [[case["case_id"] for case in cases]])}
+    return _Metered(cases, parts, counts)
+
+
+def _round_energy(metered: _Metered, count: str, factor: float, *, marginal: bool) -> RoundValues:
+    """Energy of each counted round for one of its answers' tokens or requests, × ``factor``; of metered cases only."""
+    counts = metered.counts
     found = [
         (case["case_id"], joules / counted[count] * factor, float(counted[count]))
-        for case in cases
+        for case in metered.cases
         for joules, counted in telemetry.round_energy(
             case,
-            [(mine, counts[name]) for name, mine in parts[case["case_id"]].items() if name in counts],
+            [(mine, counts[name]) for name, mine in metered.parts[case["case_id"]].items() if name in counts],
             marginal=marginal,
         )
         if counted[count]

@@ -102,6 +102,24 @@ def _share(counter: str, gauge: str) -> str:
     )
 
 
+# The device memory of each device, and what it is of: the runtime's own share where the driver tells it; else what the
+# device holds above its baseline. A share that is read at the edges only misses peaks between them, which the device's
+# own figure does not: the larger counts. (DuckDB's greatest takes NULL for nothing, which would make it 0.)
+_DEVICE_MEMORY = """
+SELECT case_id, device_id, max(device_runtime_peak_bytes) AS own,
+       max(device_used_median_bytes) FILTER (WHERE phase = 'baseline') AS before,
+       max(device_used_peak_bytes) FILTER (WHERE phase <> 'baseline') - before AS above,
+       if(above < 0, 0, above) AS grown,
+       10 * sum(device_runtime_readings) FILTER (WHERE phase IN ('loaded', 'warmup', 'round'))
+         < 9 * sum(samples) FILTER (WHERE phase IN ('loaded', 'warmup', 'round')) AS at_edges,
+       CASE WHEN own IS NULL OR (at_edges AND own > 0 AND grown > own) THEN 'device_delta'
+            WHEN at_edges THEN 'process_at_edges' ELSE 'process' END AS basis,
+       CASE basis WHEN 'device_delta' THEN grown ELSE own END AS peak,
+       max_by(device_used_last_bytes, end_ns) FILTER (WHERE phase = 'loaded') AS before_unload,
+       max_by(device_used_last_bytes, end_ns) FILTER (WHERE phase = 'after') AS after_unload
+FROM spans WHERE device_id <> '' GROUP BY case_id, device_id
+"""
+
 # One row a case, of spans.
 SAMPLE_PART = f"""
 WITH cpu AS (
@@ -122,24 +140,10 @@ WITH cpu AS (
     FROM spans WHERE phase = 'round' GROUP BY case_id, device_id)
   GROUP BY case_id
 ), device_memory AS (
-  -- The runtime's own share where the driver tells it; else what the device holds above its baseline. A share that is
-  -- read at the edges only misses peaks between them, which the device's own figure does not: the larger counts.
   SELECT case_id, sum(peak)::BIGINT AS vram_peak_bytes,
          string_agg(DISTINCT basis, '+' ORDER BY basis) FILTER (WHERE peak IS NOT NULL) AS vram_basis,
-         greatest(0, sum(before_unload - after_unload))::BIGINT AS vram_given_back_bytes
-  FROM (
-    SELECT case_id, device_id, max(device_runtime_peak_bytes) AS own,
-           greatest(0, max(device_used_peak_bytes) FILTER (WHERE phase <> 'baseline')
-                       - max(device_used_median_bytes) FILTER (WHERE phase = 'baseline')) AS grown,
-           10 * sum(device_runtime_readings) FILTER (WHERE phase IN ('loaded', 'warmup', 'round'))
-             < 9 * sum(samples) FILTER (WHERE phase IN ('loaded', 'warmup', 'round')) AS at_edges,
-           CASE WHEN own IS NULL OR (at_edges AND own > 0 AND grown > own) THEN 'device_delta'
-                WHEN at_edges THEN 'process_at_edges' ELSE 'process' END AS basis,
-           CASE basis WHEN 'device_delta' THEN grown ELSE own END AS peak,
-           max_by(device_used_last_bytes, end_ns) FILTER (WHERE phase = 'loaded') AS before_unload,
-           max_by(device_used_last_bytes, end_ns) FILTER (WHERE phase = 'after') AS after_unload
-    FROM spans WHERE device_id <> '' GROUP BY case_id, device_id)
-  GROUP BY case_id
+         sum(before_unload - after_unload) AS less, if(less < 0, 0, less)::BIGINT AS vram_given_back_bytes
+  FROM ({_DEVICE_MEMORY}) GROUP BY case_id
 )
 SELECT a.*, vram_peak_bytes, vram_basis, vram_given_back_bytes, gpu_busy_ratio, busy_cores, energy_j
 FROM (SELECT case_id, sum(samples)::BIGINT AS samples, max(rss_peak_bytes) AS ram_peak_bytes,
@@ -200,14 +204,13 @@ FROM {_WITH_LONGEST} WHERE phase = 'round' GROUP BY case_id, device_id, phase, r
 """  # noqa: S608 - our own text
 """The energy of each counted round, a row a device."""
 
-ROUND_DEVICE_MEMORY = """
+ROUND_DEVICE_MEMORY = f"""
 SELECT case_id, sum(peak)::DOUBLE AS value, 1.0 AS weight FROM (
-  SELECT case_id, device_id, round_id,
-         coalesce(max(device_runtime_peak_bytes), greatest(0, max(device_used_peak_bytes) - any_value(before))) AS peak
-  FROM spans LEFT JOIN (
-    SELECT case_id, device_id, max(device_used_median_bytes) AS before FROM spans
-    WHERE phase = 'baseline' GROUP BY case_id, device_id) USING (case_id, device_id)
-  WHERE phase = 'round' AND device_id <> '' GROUP BY case_id, device_id, round_id)
+  SELECT case_id, device_id, round_id, max(device_used_peak_bytes) - any_value(before) AS above,
+         CASE any_value(basis) WHEN 'device_delta' THEN if(above < 0, 0, above)
+                               ELSE max(device_runtime_peak_bytes) END AS peak
+  FROM spans JOIN (SELECT case_id, device_id, basis, before FROM ({_DEVICE_MEMORY})) USING (case_id, device_id)
+  WHERE phase = 'round' GROUP BY case_id, device_id, round_id)
 GROUP BY case_id, round_id
-"""
-"""The device memory of each counted round, as `SAMPLE_PART` has it of the case."""
+"""  # noqa: S608 - our own text
+"""The device memory of each counted round, of what `SAMPLE_PART` has it of in the case."""

@@ -152,7 +152,8 @@ SELECT
   s.ram_loaded_bytes, s.ram_before_unload_bytes, s.ram_after_unload_bytes,
   k.ttft_error_s, k.itl_error_s, o.rounds_s, c.blocks,
   s.ram_baseline_bytes, s.ram_steady_bytes, s.ram_anon_peak_bytes, s.ram_file_peak_bytes,
-  greatest(0, s.ram_before_unload_bytes - s.ram_after_unload_bytes) AS ram_given_back_bytes,
+  if(s.ram_before_unload_bytes < s.ram_after_unload_bytes, 0, s.ram_before_unload_bytes - s.ram_after_unload_bytes)
+    AS ram_given_back_bytes,
   s.vram_basis, s.vram_given_back_bytes, s.busy_cores,
   c.path, c.keep_warm_period_s, c.conditions, c.device_libraries, c.evidence, c.forecast,
   w.quality_ratio, coalesce(w.quality_n, 0) AS quality_n, w.quality_source,
