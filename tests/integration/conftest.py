@@ -199,10 +199,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchfleet_controller.store import Store
 
     path = tmp_path_factory.mktemp("empty") / "empty.duckdb"
-    Store(path)._write(lambda _: None)
+    Store(path).mark_released(())
     return path
 
 
 @pytest.fixture
-def benchfleet(tmp_path: Path, empty_database: Path) -> Benchfleet:
+def benchfleet(tmp_path: Path, empty_database: Path | None) -> Benchfleet:
     return Benchfleet(tmp_path / "results.duckdb", empty_database)

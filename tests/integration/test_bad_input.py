@@ -19,6 +19,11 @@ from integration.conftest import AgentProcess, Benchfleet, free_port
 MakeAgent = Callable[..., AgentProcess]
 
 
+@pytest.fixture
+def empty_database() -> None:
+    """None: whether a refused run has made a file is looked at here."""
+
+
 def _refused(benchfleet: Benchfleet, code: int, *said: str, arguments: tuple[str, ...]) -> str:
     done = benchfleet(*arguments)
     assert done.returncode == code, (done.returncode, done.stderr)

@@ -14,7 +14,7 @@ from benchfleet_controller.store import Store, connection
 @pytest.fixture(scope="session", autouse=True)
 def new_databases_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     template = tmp_path_factory.mktemp("empty") / "empty.duckdb"
-    Store(template)._write(lambda _: None)
+    Store(template).mark_released(())
     attach = connection._attach
 
     def copied(path: Path, *, write: bool, deadline: float) -> None:

@@ -62,6 +62,18 @@ def test_too_few_rounds_pass_nothing_and_refuse_nothing(now: float) -> None:
     assert found.judged[0].why.startswith("too few rounds")
 
 
+def test_what_vanished_is_missed_also_where_another_case_looks_alike() -> None:
+    old = [case(run_id="old", case_id=path, path=path, ttft_p50_s=1.0) for path in ("http", "direct")]
+    gone = [
+        case(
+            run_id="new", case_id=f"new-{path}", path=path, status="failed", requests=0, failed=0, reason="load_failed"
+        )
+        for path in ("http", "direct")
+    ]
+    found = judge(compare([*old, *gone], ("run",), "old", ["ttft_p50_s"]), 0.05)
+    assert [(one.what, one.outcome) for one in found.judged] == [("everything", Outcome.UNDECIDED)] * 2
+
+
 def test_a_percentile_of_too_few_values_passes_nothing() -> None:
     found = gate(STEADY, metric="e2e_p95_s", both={"e2e_n": 12})
     assert found.outcome is Outcome.UNDECIDED

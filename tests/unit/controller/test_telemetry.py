@@ -315,8 +315,11 @@ def test_a_gpu_with_the_hosts_memory_is_told_by_what_is_no_longer_free(tmp_path:
     )
     case = worked(tmp_path / "a.duckdb", *samples, devices=[gpu])
     assert (case["vram_peak_bytes"], case["vram_basis"]) == (700 * MIB, "available_delta")
+    powered = (*samples, ("round", "gpu", 10, 12, {"device_power_w": 30.0}))
+    assert worked(tmp_path / "p.duckdb", *powered, devices=[gpu])["vram_basis"] == "available_delta"
     gpu.memory_kind = "dedicated"
-    assert worked(tmp_path / "b.duckdb", *samples, devices=[gpu])["vram_peak_bytes"] is None
+    for name, some in (("b", samples), ("c", powered)):
+        assert worked(tmp_path / f"{name}.duckdb", *some, devices=[gpu])["vram_peak_bytes"] is None
 
 
 def test_busy_time_and_clocks_of_the_round_alone(tmp_path: Path) -> None:
