@@ -37,6 +37,7 @@ import psutil
 
 from benchfleet.v1 import agent_service_pb2, agent_service_pb2_grpc, event_pb2, job_pb2
 from benchfleet_agent.probes import Targets, default_probes, describe
+from benchfleet_agent.probes.system import host_cpu_ns
 from benchfleet_agent.sampler import Label, Sampler
 from benchfleet_controller.demo import running_agent
 
@@ -288,12 +289,8 @@ class Work:
 
     @classmethod
     def now(cls) -> Work:
-        cpu, own = psutil.cpu_times()._asdict(), os.times()
-        total = sum(
-            cpu.get(name, 0.0) for name in ("user", "system", "nice", "idle", "iowait", "irq", "softirq", "steal")
-        )
-        idle = cpu["idle"] + cpu.get("iowait", 0.0)
-        return cls(total - idle, total, own.user + own.system + own.children_user + own.children_system)
+        (busy_ns, total_ns), own = host_cpu_ns(psutil.cpu_times()._asdict()), os.times()
+        return cls(busy_ns / 1e9, total_ns / 1e9, own.user + own.system + own.children_user + own.children_system)
 
 
 def others_ratio(before: Work, after: Work) -> float | None:

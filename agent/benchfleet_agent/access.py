@@ -189,15 +189,16 @@ class AccessControl(grpc.aio.ServerInterceptor):
         call = str(handler_call_details.method).rpartition("/")[2]
 
         async def answer(request: Any, context: Context) -> Any:
-            await self._check(context, needs(call, request), begins=True)
+            await self._begin(context, Caller.of(context), call, needs(call, request))
             if self._renewal is not None and call == "GetHost":
                 await self._renewal.take(context.invocation_metadata() or ())
             return await handler.unary_unary(request, context)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            await self._check(context, call, begins=True)
+            caller = Caller.of(context)  # one connection, one certificate
+            await self._begin(context, caller, call, call)
             async for message in handler.unary_stream(request, context):
-                await self._check(context, call)
+                await self._check(context, caller, call, call)
                 yield message
 
         coders = {
@@ -209,12 +210,15 @@ class AccessControl(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(stream, **coders)
         return grpc.unary_unary_rpc_method_handler(answer, **coders)
 
-    async def _check(self, context: Context, call: str, *, begins: bool = False) -> None:
-        caller = Caller.of(context)
-        refused = self.judge(caller, call)
+    async def _begin(self, context: Context, caller: Caller | None, call: str, needed: str) -> None:
+        await self._check(context, caller, call, needed)
+        if caller is not None and needed not in READ_CALLS:
+            _log.info("%s by %r", call, caller.name)
+
+    async def _check(self, context: Context, caller: Caller | None, call: str, needed: str) -> None:
+        """Abort unless the caller may do what ``call`` needs: the permission for ``needed``."""
+        refused = self.judge(caller, needed)
         if refused is None:
-            if begins and caller is not None and call not in READ_CALLS:
-                _log.info("%s by %r", call, caller.name)
             return
         _log.warning("%s refused: %s", call, refused[1].message)
         await context.abort_with_status(refusal(*refused))

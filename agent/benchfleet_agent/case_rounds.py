@@ -15,6 +15,7 @@ from benchfleet_agent.conditions import Conditions, wait_until_met
 from benchfleet_agent.direct_link import DirectLink
 from benchfleet_agent.host_state import HostState
 from benchfleet_agent.host_state.readers import HostStates
+from benchfleet_agent.idle_baseline import leave_alone
 from benchfleet_agent.jobs import CaseOrder, Outcome, PromptOrder, SyntheticOrder, case_outcome
 from benchfleet_agent.load.record import RequestRecord, Status
 from benchfleet_agent.load_link import LoadLink
@@ -24,8 +25,6 @@ from benchfleet_agent.runtimes import Session
 from benchfleet_agent.synthetic import compose
 
 Load = LoadLink | DirectLink
-SLICE_S = 0.5
-"""How often a wait looks whether the case must end."""
 LONG_WAIT_S = 5.0
 """No runtime unloads a model that was used more recently."""
 KEEP_WARM = PromptOrder("keep-warm", ({"role": "user", "content": "Hi."},), 1)
@@ -183,13 +182,17 @@ class CaseRounds:
     def _pause(self, seconds: float, *, keep_warm: bool = True) -> None:
         """Wait, but notice the runtime's end and a cancelled job, and keep the model loaded if that is asked."""
         period_s = self._order.keep_warm_s if keep_warm else None
-        end = self._clock() + seconds
-        while (left := end - self._clock()) > 0:
+
+        def wait(slice_s: float) -> None:
             if period_s is not None and self._clock() - self._used_at >= period_s:
                 self._round("keepwarm", [KEEP_WARM], {})
-            self._wait(min(left, SLICE_S))
+            self._wait(slice_s)
+
+        def check() -> None:
             self._interrupted()
             self._session.check()
+
+        leave_alone(seconds, wait, check, self._clock)
 
     def _tell_if_unloaded(self, waited_s: float) -> None:
         """Say and keep what the next request will pay for, where the runtime tells."""

@@ -27,8 +27,7 @@ from benchfleet_agent.journal import JournalFull
 from benchfleet_agent.load_link import LoadLink, watch
 from benchfleet_agent.probes import Targets
 from benchfleet_agent.recorder import Recorder
-from benchfleet_agent.runtimes import Loaded, Model, Placement, RemoteRuntime, Runtime, Session
-from benchfleet_agent.runtimes.dialects.client import is_remote
+from benchfleet_agent.runtimes import Loaded, Model, Placement, Runtime, Session, is_remote
 from benchfleet_agent.sampler import Label, Sampler
 
 CLOSE_S = 25.0
@@ -125,7 +124,7 @@ class CaseRun:
             self._session = session
         self._begin_baseline(session)
         self._require_measurable(model)
-        if not (isinstance(runtime, RemoteRuntime) and runtime.remote):
+        if not is_remote(runtime):
             self._leave_alone("before the load", lambda: None)
         self._stop_if_cancelled()
         self._phase("prepare")
@@ -259,14 +258,12 @@ class CaseRun:
         The last forecast of a case is recorded. An outcome when the case is to be left out for it.
         """
         order = self._order
-        url = runtime.describe().endpoint_url
-        found = forecast_case(
-            order, model, session.directory() if session else None, remote=bool(url) and is_remote(url)
-        )
+        directory = session.directory() if session else None
+        found = forecast_case(order, model, directory, remote=is_remote(runtime))
         skip = order.skip_unfit and found.fits is False
         if session is not None or skip:
             self._recorder.fit_forecasted(order.case_id, found)
-        return Outcome("skipped", refuse_unfit(found, model, runtime).failure) if skip else None
+        return Outcome("skipped", refuse_unfit(found, model, runtime)) if skip else None
 
     def _start_load(self, session: Session) -> Load:
         load: Load

@@ -67,11 +67,15 @@ class Runtimes:
         """Runtimes that other packages bring; what is installed later is seen by the next agent."""
         return plugins.runtimes(self._config.data_dir / "logs", BUILT_IN)
 
-    def all(self) -> list[Runtime]:
-        """Every runtime this agent was set up with, those of plug-ins, and a server that was found running."""
+    def all(self, *, look: bool = True) -> list[Runtime]:
+        """Every runtime this agent was set up with, those of plug-ins, and a server that was found running.
+
+        ``look``: look for one if that was long ago, which takes processor time for seconds.
+        """
         found: list[Runtime] = []
         if "endpoint" not in self._runtimes:
-            self._found.look()
+            if look:
+                self._found.look()
             found = [self._found] if self._found.describe().available else []
         return [*self._runtimes.values(), *self._plugins.values(), *found]
 

@@ -97,6 +97,10 @@ class Followers:
             del self._given_back[job_id]
         return found
 
+    def waits(self, job_id: str) -> bool:
+        """Whether this job was given back and is still kept."""
+        return job_id in self._given_back
+
     @property
     def waiting(self) -> bool:
         """Whether a job that was given back is still kept."""

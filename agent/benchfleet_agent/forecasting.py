@@ -48,10 +48,10 @@ def forecast_case(order: CaseOrder, model: Model, directory: Path | None, *, rem
     )
 
 
-def refuse_unfit(found: Forecast, model: Model, runtime: Runtime) -> WorkFailed:
+def refuse_unfit(found: Forecast, model: Model, runtime: Runtime) -> Failure:
     """Why a case is left out that would not fit, with what would."""
     suggestions = fit.smaller(model, _offered(runtime), fit.spare_of(found))
-    return WorkFailed(Reason.DOES_NOT_FIT, fit.does_not_fit(model.variant, found, suggestions))
+    return Failure(Reason.DOES_NOT_FIT, fit.does_not_fit(model.variant, found, suggestions))
 
 
 def with_smaller(failure: Failure, model: Model, runtime: Runtime) -> Failure:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -51,12 +52,12 @@ def oom_kills(since_ns: int, path: str = PATH) -> list[OomKill]:
     return parse(_records(path), since_ns // 1_000) if sys.platform == "linux" else []
 
 
-def _records(path: str) -> list[str]:
-    found: list[str] = []
+def _records(path: str) -> Iterable[str]:
+    found: deque[str] = deque(maxlen=MOST_RECORDS)  # the newest: the log begins with the oldest
     with contextlib.suppress(OSError):  # not ours to read
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
-            while len(found) < MOST_RECORDS:
+            for _ in range(10 * MOST_RECORDS):
                 try:
                     record = os.read(descriptor, _RECORD_BYTES)
                 except BlockingIOError:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -246,7 +247,7 @@ class AgentService(ModelCalls):
         if job is not None and job.ended and request.committed_sequence >= job.last_sequence:
             self._followers.give_back(job.job_id, job.last_sequence)
             await self._forget()
-            if self._followers.waiting:
+            if self._followers.waits(job.job_id):
                 await asyncio.to_thread(self._journal.give_back, job.job_id)
                 if self._forgetting is None or self._forgetting.done():
                     self._forgetting = asyncio.create_task(self._forget_in_time())
@@ -271,7 +272,7 @@ class AgentService(ModelCalls):
         try:
             if not self._journal.has_room():
                 raise JournalFull("less than 64 MiB are free on the agent's disk; free some space and run again")
-            host = await self._loop.run_in_executor(self._describing, self._host)
+            host = await self._loop.run_in_executor(self._describing, partial(self._host, look=False))
             first = job_started(host, spec)
             job = await asyncio.to_thread(self._journal.accept, order.job_id, spec, first)
         except JournalFull as error:
@@ -297,12 +298,12 @@ class AgentService(ModelCalls):
                 self._running = None
         return self._running
 
-    def _host(self) -> host_pb2.Host:
+    def _host(self, *, look: bool = True) -> host_pb2.Host:
         host = self._inventory()
         measuring = self._running is not None and not self._running.join(0)
         host.state.CopyFrom(self._at_rest.state(measuring=measuring).to_proto())
         del host.runtimes[:]
-        for runtime in self._runtimes.all():
+        for runtime in self._runtimes.all(look=look and not measuring):
             description = runtime.describe()
             host.runtimes.append(
                 host_pb2.RuntimeInfo(

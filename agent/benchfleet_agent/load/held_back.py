@@ -39,11 +39,13 @@ def held_back(parts: Iterator[bytes], exchange: Exchange) -> Iterator[bytes]:
                 continue
             held.append((part, exchange.last_ns, exchange.last_read))
             size_bytes += len(part)
-            silent_ns = exchange.last_ns + exchange.silence_limit_ns
-            exchange.deadline_ns = min((exchange.start_ns or 0) + exchange.total_limit_ns, silent_ns)
+            newest = exchange.last_ns, exchange.last_read
             while held and (size_bytes > MAXIMUM_HELD_BYTES or _LAST_LINE in part):
                 size_bytes -= len(held[0][0])
                 yield _next(held, exchange)
+            # Not from the stamps of older parts that were handed on meanwhile: the newest read is the progress.
+            exchange.last_ns, exchange.last_read = newest
+            exchange.move_on()
     except (OSError, BrokenBody) as error:
         failure = error
     end_ns = exchange.last_ns

@@ -63,16 +63,12 @@ class Requester:
         return self._record(spec, exchange, answer, failure, end_ns)
 
     def _stream(self, body: dict[str, object], exchange: Exchange, answer: Answer) -> End:
-        token_ns = exchange.silence_limit_ns = self._token_ns
-        exchange.total_limit_ns = self._request_ns
-        overall_ns = None
+        exchange.silence_limit_ns, exchange.total_limit_ns = self._token_ns, self._request_ns
         seen = False
         for chunk in self._client.stream(body):
             seen = True
             if answer.chunk(chunk, exchange.last_ns, exchange.last_read):
-                if overall_ns is None:
-                    overall_ns = (exchange.start_ns or 0) + self._request_ns
-                exchange.deadline_ns = min(overall_ns, exchange.last_ns + token_ns)
+                exchange.move_on()
         if exchange.closed_early:
             return End.DONE
         if not seen and exchange.unparsed:

@@ -48,7 +48,7 @@ class Exchange:
         self.deadline_ns = NEVER_NS
         """No read waits beyond this moment; the requester moves it on with every token."""
         self.silence_limit_ns = NEVER_NS
-        """What moves the deadline on while parts are held back unparsed: from one read to the next."""
+        """From one token to the next, or from one read to the next while parts are held back unparsed."""
         self.total_limit_ns = NEVER_NS
         """From t0 to the end of the answer, whatever arrives."""
         self.connect_duration_ns: int | None = None
@@ -74,6 +74,11 @@ class Exchange:
         self.closed_early = False
         """The client stopped reading before the body ended: it saw ``[DONE]``, or an error."""
         self.draining = False
+
+    def move_on(self) -> None:
+        """Set the deadline anew: what is in force now has arrived."""
+        whole_ns = (self.start_ns or 0) + self.total_limit_ns
+        self.deadline_ns = min(whole_ns, self.last_ns + self.silence_limit_ns)
 
 
 class Connection:

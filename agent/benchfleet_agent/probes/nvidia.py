@@ -297,7 +297,8 @@ class NvidiaProbe:
             memory = self._metric(gpu, _MEMORY, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=version))
             if memory is not None:
                 found |= {_MEMORY: int(memory.used), _RESERVED: int(memory.reserved)}
-            gpu.whole_memory = _MEMORY in gpu.gaps
+            # Refused: an old driver. Five failures in a row are a gap like any other.
+            gpu.whole_memory = _MEMORY in gpu.gaps and _MEMORY not in gpu.failures
             if gpu.whole_memory:
                 del gpu.gaps[_MEMORY]
                 gpu.gaps[_RESERVED] = _WITH_RESERVE

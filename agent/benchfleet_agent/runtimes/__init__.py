@@ -179,6 +179,11 @@ class RemoteRuntime(Protocol):
         """Whether it is: nothing of this host then speaks of its work."""
 
 
+def is_remote(runtime: Runtime) -> bool:
+    """Whether a runtime is on another machine."""
+    return isinstance(runtime, RemoteRuntime) and runtime.remote
+
+
 @runtime_checkable
 class PullingRuntime(Protocol):
     """A runtime that can make models present on the host."""

@@ -20,7 +20,7 @@ download       variant (public catalog)                                        p
                                                                                path}
 locate         variant (public catalog)                                        located{path}
 remove         variant (public catalog)                                        removed{variant}
-register_eps   names (null: all that the host could use)                       progress{…}…, eps_registered{names}
+register_eps   names                                                          progress{…}…, eps_registered{names}
 load           catalog, variant                                                loaded{load_ns, device,
                                                                                execution_provider, fell_back}
 chat           see `foundry_direct`; several may be under way at once          chatted{request_id, …} for each
@@ -224,7 +224,7 @@ class Service:
 
     def _register_eps(self, command: Message) -> None:
         offered = {ep.name: ep.is_registered for ep in self._manager.discover_eps()}
-        wanted = list(offered if command["names"] is None else command["names"])
+        wanted = list(command["names"])
         unknown = [name for name in wanted if name not in offered]
         if unknown:
             message = f"Foundry Local offers no {_words(unknown)} on this host, only {_words(offered) or 'the CPU'}"
@@ -235,7 +235,7 @@ class Service:
             result = self._manager.download_and_register_eps(
                 needed, lambda name, percent: reports.get(name, reports[needed[0]])(percent)
             )
-            if result.failed_eps and command["names"] is not None:
+            if result.failed_eps:
                 message = f"{_words(result.failed_eps)} could not be downloaded and registered; check the network"
                 raise CommandFailed("ep_missing", message)
         self._protocol.send("eps_registered", names=wanted)

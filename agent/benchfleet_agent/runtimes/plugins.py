@@ -33,7 +33,8 @@ from benchfleet_agent.runtimes import (
     UnloadingRuntime,
 )
 from benchfleet_agent.runtimes.adapter_session import CLOSE_S, AdapterSession, command
-from benchfleet_agent.runtimes.dialects.generic import choose, text, whole
+from benchfleet_agent.runtimes.dialects import client
+from benchfleet_agent.runtimes.dialects.generic import choose, lower, text, whole
 from benchfleet_agent.runtimes.foundry_link import ChildLink, FoundrySettings
 
 EXAMINE_S = 60.0
@@ -167,6 +168,12 @@ class PluginRuntime:
         return RuntimeDescription(
             self.name, True, None, plugin.version or None, components, frozenset(capabilities), "openai"
         )
+
+    @property
+    def remote(self) -> bool:
+        """Whether the server it names is on another machine."""
+        url = self.describe().endpoint_url
+        return bool(url) and client.is_remote(url)
 
     def models(self) -> list[Model]:
         """What it lists; nothing when it does not list, or is broken: `describe` says why."""
@@ -346,5 +353,5 @@ def _model(entry: Mapping[str, Any]) -> Model:
         capabilities=tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
         cached=entry.get("cached") if isinstance(entry.get("cached"), bool) else None,
         loaded=False,
-        quantisation=text(entry.get("quantisation")),
+        quantisation=lower(entry.get("quantisation")),
     )

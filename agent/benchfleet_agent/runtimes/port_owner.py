@@ -6,11 +6,12 @@ hidden from an ordinary user on Linux and macOS. The two commands' parsers were 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,9 @@ def find(port: int, proc: Path = Path("/proc")) -> PortOwner:
         if sys.platform == "linux":
             return _find_linux(port, proc)
         if sys.platform == "win32":
-            pids = parse_netstat(
-                _output("netstat", "-ano", "-p", "TCP") + _output("netstat", "-ano", "-p", "TCPv6"), port
-            )
+            pids = parse_netstat(netstat(), port)
         else:
-            pids = parse_lsof(_output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fp"))
+            pids = parse_lsof(output("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fp"))
     except (OSError, subprocess.SubprocessError) as error:
         return PortOwner(reason=f"the owner of port {port} cannot be looked up ({error})")
     return PortOwner(pids) if pids else PortOwner(reason=_hidden(port))
@@ -52,12 +51,15 @@ def find(port: int, proc: Path = Path("/proc")) -> PortOwner:
 
 def parse_listeners(text: str, port: int) -> set[int]:
     """Inodes of the sockets that listen on a port, from ``/proc/net/tcp`` or ``tcp6``."""
-    found = set()
+    return {inode for listened, inode in listeners(text) if listened == port}
+
+
+def listeners(text: str) -> Iterator[tuple[int, int]]:
+    """Ports that are listened on, with the sockets' inodes, from ``/proc/net/tcp`` or ``tcp6``."""
     for line in text.splitlines()[1:]:
         fields = line.split()
-        if len(fields) > 9 and fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-            found.add(int(fields[9]))
-    return found
+        if len(fields) > 9 and fields[3] == _LISTEN:
+            yield int(fields[1].rpartition(":")[2], 16), int(fields[9])
 
 
 def parse_lsof(text: str) -> tuple[int, ...]:
@@ -66,25 +68,32 @@ def parse_lsof(text: str) -> tuple[int, ...]:
 
 
 def parse_netstat(text: str, port: int) -> tuple[int, ...]:
-    """Process ids from Windows' ``netstat -ano``; its words are translated, so a listener is known by its far end."""
-    rows = (line.split() for line in text.splitlines())
-    return tuple(sorted({
-        int(row[-1]) for row in rows
-        if len(row) >= 4 and row[0] == "TCP" and row[1].endswith(f":{port}")
-        and row[2] in ("0.0.0.0:0", "[::]:0", "*:*") and row[-1].isdecimal() and row[-1] != "0"
-    }))  # fmt: skip
+    """Process ids from Windows' ``netstat -ano``."""
+    return tuple(sorted({pid for listened, pid in netstat_listeners(text) if listened == port and pid}))
+
+
+def netstat_listeners(text: str) -> Iterator[tuple[int, int]]:
+    """Ports that are listened on, with the process ids, from Windows' ``netstat -ano``; its words are translated, so a
+    listener is known by its far end.
+    """
+    for row in map(str.split, text.splitlines()):
+        if len(row) >= 4 and row[0] == "TCP" and row[2] in ("0.0.0.0:0", "[::]:0", "*:*") and row[-1].isdecimal():
+            port = row[1].rpartition(":")[2]
+            if port.isdecimal():
+                yield int(port), int(row[-1])
+
+
+def netstat() -> str:
+    """What Windows' ``netstat`` says of TCP. Raises OSError, `subprocess.SubprocessError`."""
+    return "".join(output("netstat", "-ano", "-p", protocol) for protocol in ("TCP", "TCPv6"))
 
 
 def _find_linux(port: int, proc: Path) -> PortOwner:
-    inodes: set[int] = set()
-    for name in ("tcp", "tcp6"):
-        path = proc / "net" / name
-        if path.exists():
-            inodes |= parse_listeners(path.read_text(encoding="ascii"), port)
+    inodes = {inode for text in socket_tables(proc) for inode in parse_listeners(text, port)}
     if not inodes:
         return PortOwner(reason=f"nothing listens on port {port} in this network namespace (a container?)")
     wanted = {f"socket:[{inode}]" for inode in inodes}
-    pids = sorted(pid for pid in _pids(proc) if _holds(proc / str(pid) / "fd", wanted))
+    pids = sorted(pid for pid in pids_of(proc) if any(one in wanted for one in descriptors(proc / str(pid))))
     if not pids:
         return PortOwner(reason=_hidden(port))
     for pid in pids:
@@ -100,23 +109,26 @@ def _roots(proc: Path, pids: list[int]) -> tuple[int, ...]:
     return tuple(pid for pid in pids if _parent(proc / str(pid)) not in pids)
 
 
-def _pids(proc: Path) -> Iterable[int]:
+def socket_tables(proc: Path) -> list[str]:
+    """What Linux says of TCP sockets, a text a version of IP."""
+    paths = [proc / "net" / name for name in ("tcp", "tcp6")]
+    return [path.read_text(encoding="ascii") for path in paths if path.exists()]
+
+
+def pids_of(proc: Path) -> Iterable[int]:
+    """Linux's process ids."""
     return (int(name) for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208 (thousands: names are enough)
 
 
-def _holds(directory: Path, wanted: set[str]) -> bool:
+def descriptors(directory: Path) -> Iterator[str]:
+    """What a Linux process has open, such as ``socket:[4242]``; nothing of one that ended, or is another user's."""
     try:
-        with os.scandir(directory) as descriptors:
-            return any(_target(entry.path) in wanted for entry in descriptors)
-    except OSError:  # it ended, or is another user's
-        return False
-
-
-def _target(path: str) -> str:
-    try:
-        return os.readlink(path)  # noqa: PTH115
+        with os.scandir(directory / "fd") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    yield os.readlink(entry.path)  # noqa: PTH115
     except OSError:
-        return ""
+        return
 
 
 def _name(directory: Path) -> str:
@@ -140,7 +152,8 @@ def _hidden(port: int) -> str:
     )
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
+    """What a command prints. Raises OSError, `subprocess.SubprocessError`."""
     return subprocess.run(
         command, capture_output=True, text=True, timeout=_COMMAND_S, check=False, errors="replace"
     ).stdout

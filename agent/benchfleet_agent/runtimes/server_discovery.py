@@ -6,20 +6,19 @@ tried on documented output only. What is found is a guess: who asks there must s
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from benchfleet_agent.runtimes import port_owner
 
 PROGRAMS = ("inference.service.agent", "foundry", "ollama", "lm studio", "lms", "llama-server", "llama-swap")
 """Programs that serve models, as the beginnings of process names in lower case; Foundry Local's first."""
 PORTS = (5272, 5273, 11434, 1234, 8080)
 """Where Foundry Local's early services, Ollama, LM Studio and llama.cpp listen unless told otherwise."""
-_LISTEN = "0A"  # include/net/tcp_states.h: TCP_LISTEN is 10
-_COMMAND_S = 5.0
 _CONNECT_S = 0.2
 
 
@@ -44,9 +43,9 @@ def ports_by_program(proc: Path = Path("/proc")) -> dict[int, str]:
         if sys.platform == "linux":
             return _of_linux(proc)
         if sys.platform == "win32":
-            names = parse_tasklist(_output("tasklist", "/FO", "CSV", "/NH"))
-            return parse_netstat(_output("netstat", "-ano", "-p", "TCP"), names)
-        return parse_lsof(_output("lsof", "-nP", "-iTCP", "-sTCP:LISTEN", "-Fcn"))
+            names = parse_tasklist(port_owner.output("tasklist", "/FO", "CSV", "/NH"))
+            return parse_netstat(port_owner.netstat(), names)
+        return parse_lsof(port_owner.output("lsof", "-nP", "-iTCP", "-sTCP:LISTEN", "-Fcn"))
     except (OSError, subprocess.SubprocessError):
         return {}
 
@@ -68,36 +67,19 @@ def parse_tasklist(text: str) -> dict[int, str]:
 
 
 def parse_netstat(text: str, names: Mapping[int, str]) -> dict[int, str]:
-    """Read Windows' ``netstat -ano``; its words are translated, so a listener is known by its far end."""
-    rows = (line.split() for line in text.splitlines())
-    return {
-        int(port): names.get(int(row[-1]), "")
-        for row in rows
-        if len(row) >= 4 and row[0] == "TCP" and row[2] in ("0.0.0.0:0", "[::]:0") and row[-1].isdecimal()
-        and (port := row[1].rpartition(":")[2]).isdecimal()
-    }  # fmt: skip
+    """Read Windows' ``netstat -ano``."""
+    return {port: names.get(pid, "") for port, pid in port_owner.netstat_listeners(text)}
 
 
 def _of_linux(proc: Path) -> dict[int, str]:
-    ports: dict[str, int] = {}
-    for name in ("tcp", "tcp6"):
-        path = proc / "net" / name
-        if path.exists():
-            for line in path.read_text(encoding="ascii").splitlines()[1:]:
-                fields = line.split()
-                if len(fields) > 9 and fields[3] == _LISTEN:
-                    ports[f"socket:[{fields[9]}]"] = int(fields[1].rpartition(":")[2], 16)
-    found = {}
-    for directory in _model_servers(proc):
-        for target in _descriptors(directory):
-            if target in ports:
-                found[ports[target]] = _name(directory)
+    tables = port_owner.socket_tables(proc)
+    ports = {f"socket:[{inode}]": port for text in tables for port, inode in port_owner.listeners(text)}
+    found: dict[int, str] = {}
+    for pid in port_owner.pids_of(proc):
+        name = _name(proc / str(pid))
+        if rank_of(name) is not None:
+            found |= {ports[one]: name for one in port_owner.descriptors(proc / str(pid)) if one in ports}
     return found
-
-
-def _model_servers(proc: Path) -> Iterable[Path]:
-    pids = (name for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208 (thousands: names are enough)
-    return [proc / pid for pid in pids if rank_of(_name(proc / pid)) is not None]
 
 
 def _name(directory: Path) -> str:
@@ -109,21 +91,7 @@ def _name(directory: Path) -> str:
         return ""
 
 
-def _descriptors(directory: Path) -> list[str]:
-    try:
-        with os.scandir(directory / "fd") as descriptors:
-            return [os.readlink(entry.path) for entry in descriptors]  # noqa: PTH115
-    except OSError:  # it ended, or is another user's
-        return []
-
-
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(_CONNECT_S)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=_COMMAND_S, check=False, errors="replace"
-    ).stdout

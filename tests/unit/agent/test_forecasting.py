@@ -82,7 +82,7 @@ def test_the_longest_prompt_counts() -> None:
 
 def test_a_case_that_is_left_out_names_what_would_fit() -> None:
     runtime: Any = SimpleNamespace(models=lambda: [BIG, SMALL])
-    failure = forecasting.refuse_unfit(forecasting.forecast_case(order(), BIG, None), BIG, runtime).failure
+    failure = forecasting.refuse_unfit(forecasting.forecast_case(order(), BIG, None), BIG, runtime)
     assert failure.reason is Reason.DOES_NOT_FIT
     assert "smaller ones here: phi-small-cpu:1" in failure.message
 

@@ -83,6 +83,23 @@ def test_what_is_held_is_bounded() -> None:
     assert wire.log[:7] == ["read 1", "read 2", "read 3", "read 4", "read 5", "parse 1", "read 6"]
 
 
+def test_old_parts_that_make_room_do_not_set_the_deadline_back() -> None:
+    wire = Wire(*[(b"x" * (MAXIMUM_HELD_BYTES // 4), LARGE_READ_BYTES)] * 6)
+    wire.exchange.total_limit_ns = 1_000_000_000
+    deadlines = []
+    parts = wire.parts()
+
+    def watched() -> Iterator[bytes]:
+        for part in parts:
+            yield part
+            deadlines.append(wire.exchange.deadline_ns)
+
+    for _ in held_back(watched(), wire.exchange):
+        wire.exchange.move_on()  # as whoever parses does for a token
+
+    assert deadlines == [n * 1_000_000 + 50 for n in range(1, 7)]
+
+
 def test_a_failure_comes_after_what_had_arrived() -> None:
     wire = Wire(LARGE, SMALL[0], failure=TimeoutError("the deadline passed"))
 

@@ -194,3 +194,8 @@ def whole(value: object) -> int | None:
 def text(value: object) -> str | None:
     """A text that is not empty, else None."""
     return value if isinstance(value, str) and value else None
+
+
+def lower(value: object) -> str | None:
+    """`text` in lower case."""
+    return value.lower() if isinstance(value, str) and value else None

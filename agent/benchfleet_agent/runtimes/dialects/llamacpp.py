@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model
 from benchfleet_agent.runtimes.dialects.client import Client, Refused
-from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, entries, text, whole
+from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, entries, lower, text, whole
 
 POLL_S = 0.1
 
@@ -118,7 +118,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         cached=True,
         # Without a status it is a server with one model, which it has loaded before it answers.
         loaded=value in (None, "loaded"),
-        quantisation=quantization.lower() if quantization else None,
+        quantisation=lower(quantization),
     )
 
 

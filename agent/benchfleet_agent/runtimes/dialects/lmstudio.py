@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Progress
 from benchfleet_agent.runtimes.dialects.client import Client, Refused
-from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, alias_of, entries, text, whole
+from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, alias_of, entries, lower, text, whole
 
 V1, V0 = "/api/v1/models", "/api/v0/models"
 POLL_S = 1.0
@@ -139,7 +139,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         ),
         cached=True,
         loaded=bool(_instances(entry)),
-        quantisation=_lower(quantization),
+        quantisation=lower(quantization),
     )
 
 
@@ -152,13 +152,8 @@ def _model_v0(entry: Mapping[str, Any]) -> Model:
         capabilities=tuple(word.lower() for word in words if word),
         cached=True,
         loaded=entry.get("state") == "loaded",
-        quantisation=_lower(entry.get("quantization")),
+        quantisation=lower(entry.get("quantization")),
     )
-
-
-def _lower(value: object) -> str | None:
-    found = text(value)
-    return found.lower() if found else None
 
 
 def _fits(document: Any, key: str, *names: str) -> bool:

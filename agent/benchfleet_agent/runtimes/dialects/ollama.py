@@ -14,7 +14,17 @@ from typing import Any, ClassVar
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Progress
 from benchfleet_agent.runtimes.dialects.client import Client, Refused
-from benchfleet_agent.runtimes.dialects.generic import PROBE_S, Dialect, Ready, alias_of, choose, entries, text, whole
+from benchfleet_agent.runtimes.dialects.generic import (
+    PROBE_S,
+    Dialect,
+    Ready,
+    alias_of,
+    choose,
+    entries,
+    lower,
+    text,
+    whole,
+)
 
 KEEP_ALIVE = "10m"
 """How long the model stays between the load and the first request; each request then sets the server's own time."""
@@ -141,7 +151,7 @@ def _model(entry: Mapping[str, Any], running: Mapping[str, Any] | None) -> Model
         capabilities=tuple(tag.lower() for tag in tags if tag),
         cached=True,
         loaded=running is not None,
-        quantisation=tags[1].lower() if tags[1] else None,
+        quantisation=lower(tags[1]),
     )
 
 
