@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from benchfleet.samples import ENERGY_COUNTERS, POWERS
 from benchfleet_agent.probes import Value
 
 DEFAULT_IDLE_BASELINE_S = 10.0
 SLICE_S = 0.5
 """How often the wait looks whether the case must end."""
-METERED = frozenset({
-    "cpu_package_energy_uj", "device_energy_mj", "device_power_w", "device_power_average_w",
-    "device_module_power_w", "system_power_w", "battery_discharge_w",
-})  # fmt: skip
+METERED = frozenset((*POWERS, *ENERGY_COUNTERS))
 """Metrics that tell energy or power."""
 
 

@@ -121,7 +121,8 @@ def _lost(case: Row) -> str:
 def _contradicted(group: Rows) -> str:
     for row in group:
         if row.get("device_proof") == Proven.CONTRADICTED:
-            return f"the device is contradicted: {'; '.join(row.get('device_evidence') or ())}"
+            evidence = "; ".join(row.get("device_evidence") or ())  # which baselines do not keep
+            return f"the device is contradicted{': ' if evidence else ''}{evidence}"
     return ""
 
 

@@ -65,4 +65,4 @@ def _asked(parsed_args: argparse.Namespace, ask: Callable[[Any], Iterable[str]])
 
 
 _OF_OPTION: dict[str, _Completer] = {"by": dimensions, "where": filters, "metric": metrics}
-_OF_METAVAR: dict[str, _Completer] = {"RUN": runs, "HOST": hosts}
+_OF_METAVAR: dict[str, _Completer] = {"RUN": runs, "HOST": hosts, "HOST MODEL": hosts}

@@ -217,7 +217,7 @@ def _judge_few(limit: Limit, q: float, case: Row, n: int, missed: str) -> Judged
     median = (case.get("intervals") or {}).get(limit.metric.replace(f"_p{round(q * 100)}_", "_p50_"))
     if q > 0.5 and rounds >= FEWEST_ROUNDS and median and limit.excess_ratio(median[0]) > 0:
         return Judged(limit, Outcome.FAIL, f"{missed} (as the median is)", value, None, n)
-    needed = math.ceil(1 / min(q, 1 - q) - 1e-9)
+    needed = stats.fewest_for_percentile(q)
     advised = max(FEWEST_ROUNDS, math.ceil(needed * rounds / n)) if n and rounds else None
     why = f"{label(limit.metric)}: {needed} requests are needed, {n} were measured{_advice(advised)}"
     return Judged(limit, Outcome.UNSURE, why, value, None, n, advised)

@@ -55,7 +55,12 @@ def percentile(values: Sequence[float] | Floats, q: float) -> float | None:
 
 def supports_percentile(n: int, q: float) -> bool:
     """Whether ``n`` values can speak of the ``q`` quantile: at least one is expected beyond it on its thinner side."""
-    return n * min(q, 1 - q) >= 1 - 1e-9
+    return n >= fewest_for_percentile(q)
+
+
+def fewest_for_percentile(q: float) -> int:
+    """How many values it takes to speak of the ``q`` quantile."""
+    return math.ceil(1 / min(q, 1 - q) - 1e-9)
 
 
 def ratio(value: float | None, baseline: float | None) -> float | None:

@@ -15,18 +15,14 @@ from benchfleet_controller.energy import Energy, Method, Scope, Window
 
 Row = Mapping[str, Any]
 
-_COUNTERS = ((Scope.GPU_BOARD, "device_energy_mj", 1e-3), (Scope.CPU_PACKAGE, "cpu_package_energy_uj", 1e-6))
-_POWERS = (
-    (Scope.GPU_BOARD, "device_power_w"),
-    (Scope.MODULE, "device_module_power_w"),
-    (Scope.SYSTEM, "system_power_w"),
-    (Scope.SYSTEM, "battery_discharge_w"),
-)
-_AVERAGED = ((Scope.GPU_BOARD, "device_power_average_w"),)
 _SOURCES = (
-    *((scope, name, Method.COUNTER, factor) for scope, name, factor in _COUNTERS),
-    *((scope, name, Method.POWER, 1.0) for scope, name in _POWERS),
-    *((scope, name, Method.AVERAGED_POWER, 1.0) for scope, name in _AVERAGED),
+    (Scope.GPU_BOARD, "device_energy_mj", Method.COUNTER, 1e-3),
+    (Scope.CPU_PACKAGE, "cpu_package_energy_uj", Method.COUNTER, 1e-6),
+    (Scope.GPU_BOARD, "device_power_w", Method.POWER, 1.0),
+    (Scope.MODULE, "device_module_power_w", Method.POWER, 1.0),
+    (Scope.SYSTEM, "system_power_w", Method.POWER, 1.0),
+    (Scope.SYSTEM, "battery_discharge_w", Method.POWER, 1.0),
+    (Scope.GPU_BOARD, "device_power_average_w", Method.AVERAGED_POWER, 1.0),
 )
 """What is metered, by what, how, and the factor to joules; the best first."""
 _IDLE = ("baseline", "loaded")

@@ -79,7 +79,7 @@ def _missing_rounds(row: Compared) -> int:
     more = FEWEST_ROUNDS - min(row.rounds, row.baseline_rounds)
     quantile = registry.BY_NAME[row.metric].quantile
     if quantile is not None:
-        needed = math.ceil(1 / min(quantile, 1 - quantile) - 1e-9)
+        needed = stats.fewest_for_percentile(quantile)
         for n, rounds in ((row.n, row.rounds), (row.baseline_n, row.baseline_rounds)):
             if n and rounds:
                 more = max(more, math.ceil((needed - n) / (n / rounds)))

@@ -176,6 +176,12 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
     ),
 )
 
+POWERS = (
+    "device_power_w", "device_module_power_w", "system_power_w", "battery_discharge_w", "device_power_average_w",
+)  # fmt: skip
+ENERGY_COUNTERS = ("device_energy_mj", "cpu_package_energy_uj")
+"""Metrics that energy is worked out from, with those above."""
+
 BY_NAME: dict[str, SampleMetric] = {metric.name: metric for metric in SAMPLE_METRICS}
 
 THROTTLE_REASONS: dict[int, str] = {

@@ -43,7 +43,7 @@ def m004_conditions(connection: duckdb.DuckDBPyConnection) -> None:
 def m005_observations(connection: duckdb.DuckDBPyConnection) -> None:
     """What servers say of their own times; models unloaded in a pause; lengths of thoughts in chunks; quantisation."""
     _declared(connection, 5)
-    connection.execute(TIE_BLOCKS)
+    connection.execute(TIE_BLOCKS.format(jobs="true"))
 
 
 def _declared(connection: duckdb.DuckDBPyConnection, version: int) -> None:

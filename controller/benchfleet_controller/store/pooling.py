@@ -25,13 +25,15 @@ _FIRST_BLOCKS = f"""
 SELECT case_id, first_value(case_id) OVER (PARTITION BY {", ".join(_ASKED)}, place ORDER BY block) AS first_case_id
 FROM (SELECT *, coalesce(block_index, 0) AS block,
              row_number() OVER (PARTITION BY {", ".join(_ASKED)}, block ORDER BY case_index) AS place
-      FROM cases)
+      FROM cases WHERE {{jobs}})
 """  # noqa: S608 - our own names
 TIE_BLOCKS = f"""
 UPDATE cases SET first_case_id = f.first_case_id FROM ({_FIRST_BLOCKS}) f
 WHERE cases.case_id = f.case_id AND f.case_id <> f.first_case_id
 """  # noqa: S608 - our own names
-"""Says of cases that ran in blocks which is the first; once, when they are recorded, for every question needs it."""
+"""Says of cases that ran in blocks which is the first; once, when they are recorded, for every question needs it.
+``{jobs}`` is the condition on ``job_id``.
+"""
 
 
 def _pooled(table: str) -> str:

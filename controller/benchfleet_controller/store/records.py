@@ -142,7 +142,7 @@ def insert_cases(connection: _Connection, jobs: Sequence[tuple[str, job_pb2.JobS
             rows.append(asked | _asked(case))
     insert_rows(connection, "cases", rows)
     if any(row["block_index"] for row in rows):
-        connection.execute(TIE_BLOCKS)
+        connection.execute(TIE_BLOCKS.format(jobs="job_id = ANY($jobs)"), {"jobs": [job_id for job_id, _ in jobs]})
 
 
 def _asked(case: job_pb2.CaseSpec) -> dict[str, Any]:

@@ -10,17 +10,17 @@ spans, so counters are exact over a round.
 
 from __future__ import annotations
 
+from benchfleet.samples import BY_NAME, ENERGY_COUNTERS, POWERS, Kind
+
 _COUNTERS = (
     "runtime_cpu_ns", "host_cpu_busy_ns", "host_cpu_total_ns", "load_cpu_ns", "agent_cpu_ns", "device_energy_mj",
     "cpu_package_energy_uj", "device_busy_ns", "device_runtime_busy_ns", "device_power_throttle_ns",
     "device_thermal_throttle_ns", "host_cpu_throttle_count", "host_memory_pressure_us",
 )  # fmt: skip
-_GAUGES = ("device_power_w", "device_module_power_w", "system_power_w", "battery_discharge_w")
+_GAUGES = tuple(name for name in POWERS if BY_NAME[name].kind is Kind.GAUGE)
 _WINDOWED = ("device_busy_ratio", "device_runtime_busy_ratio", "device_power_average_w")
-POWERS = (*_GAUGES, "device_power_average_w")
-"""How often and how far they change is kept too: ``<name>_changes``, ``_least``, ``_most``."""
-ENERGY_COUNTERS = ("device_energy_mj", "cpu_package_energy_uj")
-"""How often they move is kept too: ``<name>_steps``."""
+# Of `POWERS` how often and how far they change is kept too (``<name>_changes``, ``_least``, ``_most``), of
+# `ENERGY_COUNTERS` how often they move (``<name>_steps``).
 
 
 def _growth(name: str) -> str:
