@@ -1,4 +1,4 @@
-"""How agents and controllers reach each other: addresses, channel and server options, errors on the wire."""
+"""How agents and controllers reach each other: channel and server options, errors on the wire."""
 
 from __future__ import annotations
 

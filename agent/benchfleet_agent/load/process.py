@@ -187,7 +187,7 @@ class Service:
 def tokenizer_of(settings: LoadSettings) -> Tokenizer | None:
     """What counts when the server does not; None without, or when the library cannot read it.
 
-    Raises `WorkFailed` as `Tokenizer` does when there is no such file or no library.
+    Raises `WorkFailed`: ``invalid_spec`` when there is no such file, ``unsupported`` without the library.
     """
     if settings.tokenizer_path is None:
         return None

@@ -104,7 +104,7 @@ class Requester:
     def _account(self, answer: Answer, *, failed: bool) -> Counts:
         try:
             return account(answer, failed=failed, count=self._count)
-        except WorkFailed as error:  # the tokenizer cannot be read: count without it, which the record says
+        except WorkFailed as error:  # the tokenizer's process is gone: estimates from here on, which records say
             print(error.failure.message, file=sys.stderr)
             self._count = None
             return account(answer, failed=failed)
