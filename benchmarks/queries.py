@@ -26,7 +26,7 @@ import duckdb
 from benchfleet_controller.commands.comparing import comparison_of
 from benchfleet_controller.metrics import DEFAULT_COMPARED
 from benchfleet_controller.store import Store, condensed
-from fakes.events import JobEvents, host, spec
+from fakes.events import JobEvents, commit_events, host, spec
 
 CASES, ROUNDS, TOKENS = 8, 25, 16
 COMPARISON_RATIO = 3.0
@@ -98,7 +98,7 @@ def fill(path: Path, requests: int, samples: int) -> None:
                 job.round(name, f"{name}-r{number}", number, 1000 * number, 1000 * (number + 1), [])
             job.case_finished(name)
         job.job_finished()
-        store.commit_events(job.job_id, job.events)
+        commit_events(store, job.job_id, job.events)
     each, gap = requests // (CASES * ROUNDS), 20_000_000
     with duckdb.connect(str(path)) as connection:
         connection.execute(

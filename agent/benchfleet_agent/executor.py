@@ -212,5 +212,6 @@ class RunningJob:
             state = job_pb2.JOB_STATE_CANCELLED if cancelled else job_pb2.JOB_STATE_FAILED
         try:
             self._recorder.job_finished(state, failure)
+            self._recorder.end_spool()  # where a case could not: its journal was full
         except Exception:  # noqa: BLE001  (nobody is left to tell)
             _log.exception("the end of job %s could not be written; it is closed at the next start", self.order.job_id)

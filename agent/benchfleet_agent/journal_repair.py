@@ -237,6 +237,11 @@ def _salvage(old: sqlite3.Connection, new: sqlite3.Connection, why: str, unix_ns
     if not jobs and not (complete and _is_readable(old, "SELECT * FROM events")):
         raise _Unsound(why)
     found = [Repair(unix_ns, job.job_id, lost, why) for job in jobs if (lost := _copy(job, old, new)) is not None]
+    # What was fetched stays fetched. Of a job that is here nothing is taken for granted: it is offered again.
+    here = {job.job_id for job in jobs}
+    for job_id, last in _tolerant(old, "SELECT job_id, last_sequence FROM released ORDER BY number"):
+        if isinstance(job_id, str) and isinstance(last, int) and job_id not in here:
+            new.execute("INSERT OR IGNORE INTO released (job_id, last_sequence) VALUES (?, ?)", (job_id, last))
     if not complete:
         found.append(Repair(unix_ns, "", "", f"{why}; jobs of which nothing is left cannot be named"))
     return [*repairs, *(found or [Repair(unix_ns, "", "", f"{why}; no event of a job was lost")])]

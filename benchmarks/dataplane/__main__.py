@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.dataplane.fleet import follow_fleet
-from benchmarks.dataplane.ingest import growth, ingest
+from benchmarks.dataplane.ingest import backlog, growth, ingest
 from benchmarks.dataplane.page import page
 
 from benchfleet.tls import CredentialFiles
@@ -33,7 +33,8 @@ def main() -> int:
     seconds = 5 if options.quick else 20
     with tempfile.TemporaryDirectory(prefix="dataplane-") as folder:
         directory = Path(folder)
-        # The last one is what `collect` commits of jobs that ended long ago.
+        rows = 20_000 if options.quick else 1_000_000
+        backlogs = [backlog(directory, jobs, rows) for jobs in (1, 10, 100)]
         commits = ((100, 1),) if options.quick else ((10, 1), (100, 1), (1000, 1), (100, 100))
         ingested = [ingest(directory, jobs, held_s) for jobs, held_s in commits]
         grown = growth(directory, 100_000 if options.quick else 10_000_000)
@@ -47,7 +48,7 @@ def main() -> int:
             (directory / kind).mkdir()
         plain = follow_fleet(agents, seconds, directory / "plain")
         tls = follow_fleet(agents, seconds, directory / "tls", _certificates(directory))
-    text, missed = page(ingested, grown, fleets, (plain, tls))
+    text, missed = page(backlogs, ingested, grown, fleets, (plain, tls))
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")

@@ -17,9 +17,10 @@ from benchmarks.dataplane.agents import READINGS
 from benchfleet.v1 import event_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.credentials import choose
-from benchfleet_controller.follow import Writer, follow
+from benchfleet_controller.follow import follow
 from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.store import Store
+from benchfleet_controller.writer import Writer
 
 CONNECT_AT_ONCE = 50
 

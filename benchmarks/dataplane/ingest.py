@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import numpy as np
 from benchmarks.dataplane.agents import METRICS, READINGS, job_events, samples
 
 from benchfleet.v1 import agent_service_pb2 as pb
-from benchfleet.v1 import event_pb2
+from benchfleet.v1 import event_pb2, job_pb2
+from benchfleet_controller.fleet import Agent
+from benchfleet_controller.follow import follow
+from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.store import Store
+from benchfleet_controller.writer import Writer
 
 ROWS_OF_A_LARGE_TABLE = 10_000_000
+EVENTS_A_RESPONSE = 100
+RAW_BATCH = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,21 @@ class Ingested:
     rows_per_s: float
     raw_rows_per_s: float
     """DuckDB's insert of the same rows into the same table from arrays, on a connection that stays open."""
+
+    @property
+    def ratio(self) -> float:
+        return self.rows_per_s / self.raw_rows_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What jobs left to fetch, fetched by the program at its own pace."""
+
+    jobs: int
+    rows: int
+    rows_per_s: float
+    raw_rows_per_s: float
+    """DuckDB's insert of the same rows from arrays, `RAW_BATCH` at a time, on a connection that stays open."""
 
     @property
     def ratio(self) -> float:
@@ -56,13 +79,95 @@ def ingest(directory: Path, jobs: int, seconds: int, commits: int = 20) -> Inges
             ours.append(time.perf_counter() - begun)
             columns = _columns(names, number * seconds, seconds)
             begun = time.perf_counter()
-            connection.execute("BEGIN")
-            connection.register("incoming", columns)
-            connection.execute(f"INSERT INTO samples BY NAME SELECT {', '.join(columns)} FROM incoming")
-            connection.unregister("incoming")
-            connection.execute("COMMIT")
+            _insert(connection, columns)
             raw.append(time.perf_counter() - begun)
     return Ingested(rows, rows / float(np.median(ours)), rows / float(np.median(raw)))
+
+
+def backlog(directory: Path, jobs: int, rows: int) -> Backlog:
+    """Follow jobs that ended long ago, all at once, until their last reading is committed."""
+    seconds = rows // (jobs * READINGS)
+    names = [f"job-{index}" for index in range(jobs)]
+    wires = [_whole_job(name, seconds) for name in names]
+    store = Store(directory / f"backlog-{jobs}.duckdb")
+    store.mark_released(())  # makes the file: a run is recorded before anything starts
+    last_s = [0.0]
+
+    def watch(_: str, event: event_pb2.Event) -> None:
+        if event.HasField("samples_recorded"):
+            last_s[0] = time.perf_counter()
+
+    async def fetch() -> None:
+        writer = Writer(store)
+        agents = [
+            Agent(
+                HostTarget("lab", "localhost:1"),
+                cast("Any", None),
+                cast("Any", None),
+                cast("Any", _Wire(wire)),
+                "",
+                "",
+                0.0,
+            )
+            for wire in wires
+        ]
+        await asyncio.gather(*(follow(agent, name, writer, watch) for agent, name in zip(agents, names, strict=True)))
+
+    begun = time.perf_counter()
+    asyncio.run(fetch())
+    took = last_s[0] - begun
+    columns = _columns(names, 0, seconds)
+    raw_path = directory / f"raw-backlog-{jobs}.duckdb"
+    _store(raw_path, jobs)
+    raw = 0.0
+    with duckdb.connect(str(raw_path)) as connection:
+        for first in range(0, rows, RAW_BATCH):
+            batch = {name: column[first : first + RAW_BATCH] for name, column in columns.items()}
+            begun = time.perf_counter()
+            _insert(connection, batch)
+            raw += time.perf_counter() - begun
+    return Backlog(jobs, rows, rows / took, rows / raw)
+
+
+class _Wire:
+    """An agent that holds a job's events, as bytes."""
+
+    def __init__(self, responses: list[bytes]) -> None:
+        self._responses = responses
+
+    async def StreamJobEvents(  # noqa: N802
+        self, request: pb.StreamJobEventsRequest
+    ) -> AsyncIterator[pb.StreamJobEventsResponse]:
+        assert request.committed_sequence == 0
+        for data in self._responses:
+            await asyncio.sleep(0)
+            yield pb.StreamJobEventsResponse.FromString(data)
+
+    async def ReleaseJobEvents(  # noqa: N802
+        self,
+        request: pb.ReleaseJobEventsRequest,
+        timeout: float,  # noqa: ASYNC109
+    ) -> pb.ReleaseJobEventsResponse:
+        return pb.ReleaseJobEventsResponse()
+
+
+def _whole_job(name: str, seconds: int) -> list[bytes]:
+    events = job_events(name, f"host-{name}")
+    events += [event_pb2.Event(samples_recorded=samples(f"case-{name}", second)) for second in range(seconds)]
+    events.append(event_pb2.Event(job_finished=event_pb2.JobFinished(state=job_pb2.JOB_STATE_FINISHED)))
+    numbered = _numbered(events, 0)
+    return [
+        pb.StreamJobEventsResponse(events=numbered[first : first + EVENTS_A_RESPONSE]).SerializeToString()
+        for first in range(0, len(numbered), EVENTS_A_RESPONSE)
+    ]
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, columns: dict[str, Any]) -> None:
+    connection.execute("BEGIN")
+    connection.register("incoming", columns)
+    connection.execute(f"INSERT INTO samples BY NAME SELECT {', '.join(columns)} FROM incoming")
+    connection.unregister("incoming")
+    connection.execute("COMMIT")
 
 
 def growth(directory: Path, rows: int = ROWS_OF_A_LARGE_TABLE, commits: int = 30) -> Growth:

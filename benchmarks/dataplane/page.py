@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import duckdb
 import grpc
 from benchmarks.dataplane.fleet import Followed
-from benchmarks.dataplane.ingest import Growth, Ingested
+from benchmarks.dataplane.ingest import EVENTS_A_RESPONSE, RAW_BATCH, Backlog, Growth, Ingested
 
 INGEST_RATIO = 0.5
 GROWTH_RATIO = 1.5
@@ -27,8 +27,15 @@ its connections, its following of jobs, its store. Both processes share the mach
 
 ## From the wire to committed rows
 
-Parsing, checking and storing messages of ten readings with 13 metrics: one transaction a commit, the file opened for
-each, as the program does. Against an insert of the same columns from arrays, on a connection that stays open.
+Parsing, checking and storing messages of ten readings with 13 metrics. A backlog is what jobs left to fetch, {response}
+events a response: the program follows them all at once, commits at its own pace and lets others at the file in between.
+Against an insert of the same columns from arrays, {batch:,} rows a transaction, on a connection that stays open. Both
+write DuckDB's checkpoints meanwhile.
+
+{backlogs}
+
+A commit on its own, as when hosts send live, opens and closes the file, which takes most of its time; against one
+transaction of the same rows on a connection that stays open, without a checkpoint mostly:
 
 {ingested}
 
@@ -48,10 +55,14 @@ Every agent sends ten readings a second in one message. Lag: from a message's ma
 
 
 def page(
-    ingested: Sequence[Ingested], grown: Growth, fleets: Sequence[Followed], both: tuple[Followed, Followed]
+    backlogs: Sequence[Backlog],
+    ingested: Sequence[Ingested],
+    grown: Growth,
+    fleets: Sequence[Followed],
+    both: tuple[Followed, Followed],
 ) -> tuple[str, list[str]]:
     """The page, and the budgets that were missed; ``both``: the same fleet in clear text and with TLS."""
-    budgets = list(_budgets(ingested, grown, fleets))
+    budgets = list(_budgets(backlogs, grown, fleets))
     plain, tls = both
     text = PAGE.format(
         when=datetime.datetime.now(datetime.UTC),
@@ -63,6 +74,15 @@ def page(
         budgets=_table(
             ("what", "measured", "budget", ""),
             [(what, f"{value:.3g}", budget, "kept" if kept else "**missed**") for what, value, budget, kept in budgets],
+        ),
+        response=EVENTS_A_RESPONSE,
+        batch=RAW_BATCH,
+        backlogs=_table(
+            ("jobs", "rows", "rows/s", "DuckDB alone, rows/s", "ratio"),
+            [
+                (f"{o.jobs}", f"{o.rows:,}", f"{o.rows_per_s:,.0f}", f"{o.raw_rows_per_s:,.0f}", f"{o.ratio:.2f}")
+                for o in backlogs
+            ],
         ),
         ingested=_table(
             ("rows a commit", "rows/s", "DuckDB alone, rows/s", "ratio"),
@@ -87,12 +107,11 @@ def page(
 
 
 def _budgets(
-    ingested: Sequence[Ingested], grown: Growth, fleets: Sequence[Followed]
+    backlogs: Sequence[Backlog], grown: Growth, fleets: Sequence[Followed]
 ) -> Iterator[tuple[str, float, str, bool]]:
-    for one in ingested:
-        if one.rows_per_commit >= 1000:
-            what = f"{one.rows_per_commit:,} rows a commit: rows/s over DuckDB's own insert of the same rows"
-            yield what, one.ratio, f"≥ {INGEST_RATIO}", one.ratio >= INGEST_RATIO
+    for one in backlogs:
+        what = f"a backlog of {one.rows:,} rows of {one.jobs} jobs: rows/s over DuckDB's own insert of the same rows"
+        yield what, one.ratio, f"≥ {INGEST_RATIO}", one.ratio >= INGEST_RATIO
     ratio = grown.large_s / grown.small_s
     what = f"time of a commit into {grown.rows:,} rows over one into a small table"
     yield what, ratio, f"≤ {GROWTH_RATIO}", ratio <= GROWTH_RATIO

@@ -18,10 +18,11 @@ from benchfleet.failures import Failure, Reason
 from benchfleet.v1 import job_pb2
 from benchfleet_controller import fleet
 from benchfleet_controller.fleet import Agent
-from benchfleet_controller.follow import UNENDED, Watch, Writer, follow
+from benchfleet_controller.follow import Watch, follow
 from benchfleet_controller.plan import HostTarget, JobPlan, Offer, Plan, expand
 from benchfleet_controller.problems import HostProblem, Refused
 from benchfleet_controller.store import Store
+from benchfleet_controller.writer import UNENDED, Writer
 
 Say = Callable[[str], None]
 

@@ -40,7 +40,7 @@ def metrics(**_: Any) -> list[str]:
     """Names of metrics."""
     from benchfleet_controller.metrics import BY_NAME
 
-    return list(BY_NAME)
+    return ["all", *BY_NAME]
 
 
 def runs(parsed_args: argparse.Namespace, **_: Any) -> list[str]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import grpc
 
@@ -20,174 +19,17 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2
 from benchfleet_controller.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, Agent, broken, explain
 from benchfleet_controller.problems import HostProblem
-from benchfleet_controller.store import Store, StoreBusy
+from benchfleet_controller.writer import Writer
 
-COMMIT_PERIOD_S = 1.0
-"""From one commit to the next: events gather, for opening and closing the file is most of what a small commit costs,
-and the machine may be the one that measures. With the last event of a job only a pause is waited for."""
-COMMIT_PAUSE_S = 0.2
-"""Between the end of a commit and the next one, so that readers in other terminals get their turn."""
-MOST_DEFERRED_S = 5.0
-"""How long noting the end of a job gives way to events that wait for their commit: it condenses what the job left."""
 MOST_UNCOMMITTED = 10_000
 """Events of a job read ahead of the store; then reading stops and gRPC's flow control holds the agent's stream."""
 PATIENCE_S = 60.0
 """How long a host may stay away before following is given up; the job itself goes on."""
-BUSY_PATIENCE_S = 120.0
-UNENDED = frozenset({"pending", "running"})
 _GONE = {grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.NOT_FOUND}
 """The agent has not, or no longer, what follows the committed sequence."""
 
 Watch = Callable[[str, event_pb2.Event], None]
 """Called with the host's name and each new event, once it is committed."""
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """Events of one job that wait for their commit, and what became of them."""
-
-    job_id: str
-    inbox: list[event_pb2.Event]
-    """May still grow; emptied when the commit takes what is there."""
-    taken: list[event_pb2.Event] = field(default_factory=list)
-    failure: Exception | None = None
-    done: bool = False
-
-
-class Writer:
-    """The one way into the store, off the event loop: what waits while a commit runs goes into the next one together.
-
-    One commit of a thousand jobs costs little more than one of a single job, and the file is opened once.
-    """
-
-    def __init__(self, store: Store, period_s: float = COMMIT_PERIOD_S) -> None:
-        self._store = store
-        self._period_s, self._pause_s = period_s, min(period_s, COMMIT_PAUSE_S)
-        self._lock = asyncio.Lock()
-        self._waiting: list[_Waiting] = []
-        self._asking: set[str] = set()
-        self._released: set[str] = set()
-        self._committed: dict[str, int] = {}
-        self._ended: set[str] = set()
-        self._resume = self._rested = 0.0
-        self._cancelled = False
-        """Nobody waits for a busy file any longer."""
-
-    async def commit(self, job_id: str, inbox: list[event_pb2.Event]) -> list[event_pb2.Event]:
-        """Store events; returns those that were stored. Waits while another process holds the file.
-
-        What comes into ``inbox`` before the commit begins is stored with it; the commit empties it.
-        """
-        mine = _Waiting(job_id, inbox)
-        self._waiting.append(mine)
-        try:
-            async with self._lock:
-                if not mine.done:
-                    await self._gather()
-                    begun = time.monotonic()
-                    taken, self._waiting = self._waiting, []
-                    await self._finish(self._commit_all(taken))
-                    self._rested = time.monotonic() + self._pause_s
-                    self._resume = max(begun + self._period_s, self._rested)
-        finally:
-            if mine in self._waiting:  # cancelled before its turn: the next stream of this job brings it again
-                self._waiting.remove(mine)
-        if mine.failure is not None:
-            raise mine.failure
-        return mine.taken
-
-    async def committed_sequence(self, job_id: str) -> int:
-        """Where to go on."""
-        self._asking.add(job_id)
-        async with self._lock:
-            if job_id not in self._committed:
-                asked, self._asking = self._asking, set()
-                self._committed |= await asyncio.to_thread(self._store.committed_sequences, asked)
-        return self._committed[job_id]
-
-    async def ended(self, job_id: str) -> bool:
-        """Whether the job's end is stored."""
-        if job_id in self._ended:
-            return True
-        async with self._lock:
-            jobs = await asyncio.to_thread(self._store.open_jobs)
-        return not any(job.job_id == job_id and job.state in UNENDED for job in jobs)
-
-    async def mark_failed(self, job_id: str, failure: Failure) -> None:
-        """Give the job the end that will never be heard."""
-        async with self._lock:
-            await asyncio.to_thread(self._store.mark_job, job_id, "failed", failure)
-
-    async def mark_released(self, job_id: str) -> None:
-        """Note that the agent may forget the job."""
-        self._released.add(job_id)
-        latest = time.monotonic() + MOST_DEFERRED_S
-        while True:
-            if not self._waiting or job_id not in self._released or time.monotonic() >= latest:
-                break
-            await asyncio.sleep(COMMIT_PAUSE_S)
-        async with self._lock:
-            if job_id in self._released:
-                released, self._released = self._released, set()
-                await self._finish(self._mark_all(released))
-
-    async def _gather(self) -> None:
-        """Wait for the time of the next commit; with the last event of a job only for others to have had their turn."""
-        while True:
-            ending = any(one.inbox[-1].HasField("job_finished") for one in self._waiting if one.inbox)
-            left = (self._rested if ending else self._resume) - time.monotonic()
-            if left <= 0:
-                return
-            await asyncio.sleep(min(left, COMMIT_PAUSE_S))
-
-    async def _mark_all(self, job_ids: set[str]) -> None:
-        await asyncio.to_thread(self._store.mark_released, job_ids)
-
-    async def _commit_all(self, taken: list[_Waiting]) -> None:
-        """Commit what was taken in one transaction; where that fails job by job, so that only the guilty one fails."""
-        batches: dict[str, list[event_pb2.Event]] = {}
-        for one in taken:
-            one.taken = one.inbox[:]
-            one.inbox.clear()
-            batches[one.job_id] = batches.get(one.job_id, []) + one.taken
-        failures: dict[str, Exception] = {}
-        try:
-            await self._commit_many(batches)
-        except Exception as error:  # noqa: BLE001 - it is raised where the job is followed
-            failures = dict.fromkeys(batches, error)
-            for job_id, events in batches.items() if len(batches) > 1 and not isinstance(error, StoreBusy) else ():
-                try:
-                    await self._commit_many({job_id: events})
-                    del failures[job_id]
-                except Exception as failure:  # noqa: BLE001 - as above
-                    failures[job_id] = failure
-        for one in taken:
-            one.failure, one.done = failures.get(one.job_id), True
-
-    async def _finish(self, work: Coroutine[None, None, None]) -> None:
-        """Let a commit end even when this task is cancelled meanwhile: a thread cannot be stopped half-way."""
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self._cancelled = True
-            await asyncio.wait([task])
-            raise
-
-    async def _commit_many(self, batches: dict[str, list[event_pb2.Event]]) -> None:
-        begun = time.monotonic()
-        while True:
-            try:
-                self._committed |= await asyncio.to_thread(self._store.commit_many, batches)
-                self._ended |= {
-                    job for job, events in batches.items() if events and events[-1].HasField("job_finished")
-                }
-                return
-            except StoreBusy:
-                patience_s = max(BUSY_PATIENCE_S, self._store.wait_s)
-                if self._cancelled or time.monotonic() - begun > patience_s:
-                    raise
-                await asyncio.sleep(0.2)
 
 
 async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, release: bool = True) -> None:

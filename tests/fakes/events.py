@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet_controller.store import Store, condensed
 
 S = 1_000_000_000
+
+
+def commit_events(store: Store, job_id: str, events: Sequence[event_pb2.Event]) -> int:
+    """Store events of one job, condensed at once when it has ended; returns its committed sequence."""
+    moved = store.commit_many({job_id: events})
+    if events and events[-1].HasField("job_finished"):
+        store._write(lambda connection: condensed.keep(connection, [job_id]))
+    return moved[job_id]
 
 
 def host(host_id: str = "h1", **fields: Any) -> host_pb2.Host:

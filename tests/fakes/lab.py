@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchfleet.v1 import host_pb2
 from benchfleet_controller.store import Store
-from fakes.events import JobEvents, failed_request, host, ok_request, spec
+from fakes.events import JobEvents, commit_events, failed_request, host, ok_request, spec
 
 MIB = 1 << 20
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>{{7*7}}\u202e"
@@ -38,7 +38,7 @@ def lab_store(
             _telemetry(job, case_id, device, 1.0 + 10.0 * rounds, samples)
             job.case_finished(case_id)
         job.job_finished()
-        store.commit_events(job.job_id, job.events)
+        commit_events(store, job.job_id, job.events)
     return store
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchfleet_controller.plan import ChatMessage, HostTarget, Plan, Prompt, PromptSet, expand
 from benchfleet_controller.store import Store
-from fakes.events import JobEvents, failed_request, ok_request
+from fakes.events import JobEvents, commit_events, failed_request, ok_request
 
 QUESTION = (ChatMessage("user", "What is the capital of France, and on which river does it lie?"),)
 
@@ -33,5 +33,5 @@ def recorded_answers(path: Path, expected: tuple[str, ...], texts: list[str]) ->
     job.round("c1", "r", 1, 10, 100, [*answers[1:], failed_request("failed", 95)])
     job.case_finished("c1")
     job.job_finished()
-    store.commit_events("job", job.events)
+    commit_events(store, "job", job.events)
     return store

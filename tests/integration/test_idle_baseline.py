@@ -21,7 +21,7 @@ from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
 from benchfleet_controller import energy
 from benchfleet_controller.store import Store
 from fakes.dialects import FakeServer, Reply, serving
-from fakes.events import host
+from fakes.events import commit_events, host
 from fakes.specs import case_spec, job_spec
 
 IDLE_W, REQUEST_J = 10.0, 0.2
@@ -68,7 +68,7 @@ def test_idle_power_and_marginal_energy_of_a_real_job(tmp_path: Path, monkeypatc
         assert job.join(60)
 
     store = Store(tmp_path / "results.duckdb")
-    store.commit_events("j1", journal.read("j1", 0, 1 << 24))
+    commit_events(store, "j1", journal.read("j1", 0, 1 << 24))
     held = journal.job("j1")
     journal.close()
     assert held is not None

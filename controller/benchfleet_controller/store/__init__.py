@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from benchfleet.failures import Failure
-from benchfleet.v1 import event_pb2, host_pb2, job_pb2
+from benchfleet.v1 import host_pb2, job_pb2
 from benchfleet_controller.outliers import Outlier
 from benchfleet_controller.plan import JobPlan, Plan
 from benchfleet_controller.store import condensed, evidence, exports, ingest, queries, records, scores
@@ -28,6 +28,7 @@ from benchfleet_controller.store.connection import (
     StoreFull,
     StoreMissing,
     StoreTooNew,
+    held,
     opened,
 )
 from benchfleet_controller.store.evidence import TooManyRequests
@@ -119,7 +120,7 @@ class Store:
                 "released = true WHERE job_id = ?",
                 [state, failure.reason.value, failure.message, job_id],
             )
-            close_cases(connection, job_id, failure.reason.value, failure.message)
+            close_cases(connection, {job_id: (failure.reason.value, failure.message)})
 
         self._write(change)
 
@@ -130,24 +131,30 @@ class Store:
         job = records.Adopted(job_id, spec, host, host_name, address)
         self._write(lambda connection: records.adopt(connection, [job]))
 
-    def commit_events(self, job_id: str, events: Sequence[event_pb2.Event]) -> int:
-        """Store the events of one job, condensed at once when it has ended."""
-
-        def change(connection: _Connection) -> int:
-            moved = ingest.commit(connection, {job_id: events})
-            if events and events[-1].HasField("job_finished"):
-                condensed.keep(connection, [job_id])
-            return moved[job_id]
-
-        return self._write(change)
-
-    def commit_many(self, batches: ingest.Batches) -> dict[str, int]:
+    def commit_many(
+        self, batches: ingest.Batches, more: Callable[[dict[str, int]], ingest.Batches | None] = lambda _: None
+    ) -> dict[str, int]:
         """Store events of several jobs and move their committed sequences, in one transaction.
 
         Events at or below a job's committed sequence are dropped. Raises `SequenceGap` (nothing of the call is kept).
         A job this file does not know is adopted from its JobStarted. Returns the committed sequences afterwards.
+
+        ``more`` hears them after each transaction, and what it gives is stored by another one before the file is
+        closed. What came before a transaction that fails is kept.
         """
-        return self._write(lambda connection: ingest.commit(connection, batches))
+
+        def change(wait_s: float) -> dict[str, int]:
+            committed: dict[str, int] = {}
+            with held(self.path, wait_s=wait_s) as transaction:
+                following: ingest.Batches | None = batches
+                while following is not None:
+                    with transaction() as connection:
+                        moved = ingest.commit(connection, following)
+                    committed |= moved
+                    following = more(moved)
+            return committed
+
+        return patiently(change, self.path, self.wait_s, self._waiting)
 
     def set_baseline(self, name: str, run_id: str, cases: int, document: str) -> None:
         """Keep a baseline under its name, in the place of an older one. Makes the file when there is none."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -66,47 +66,64 @@ def opened(path: Path, *, write: bool, wait_s: float) -> Iterator[duckdb.DuckDBP
 
     Raises a `StoreError`. A missing file is made by a write only; an older one is brought up to date first.
     """
+    if write:
+        with held(path, wait_s=wait_s) as transaction, transaction() as connection:
+            yield connection
+        return
     with _ENGINE_LOCK:
-        if not write and not path.exists():
+        if not path.exists():
             raise StoreMissing(f"no benchmark database at {path}: run `benchfleet run` first or name it with --db")
         deadline = time.monotonic() + wait_s
-        fresh = write and _is_new(path)
+        with _attached(path, write=False, deadline=deadline) as connection:
+            if migrations.up_to_date(connection) or not _prepared(connection, path, write=False):
+                with _translated(path):
+                    yield connection
+                return
+        with _attached(path, write=True, deadline=deadline) as connection, _transaction(connection, path):
+            _prepared(connection, path, write=True)
+        with _attached(path, write=False, deadline=deadline) as connection, _translated(path):
+            yield connection
+
+
+@contextmanager
+def held(path: Path, *, wait_s: float) -> Iterator[Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]]:
+    """The file, open for several writes of one thread: each call begins a transaction, which ends with its block.
+
+    Opening and closing is most of what a small write costs, but nobody else gets at the file meanwhile. As `opened`
+    otherwise.
+    """
+    with _ENGINE_LOCK:
+        worthless = _is_new(path)
         try:
-            with _one_operation(path, write=write, deadline=deadline) as connection:
-                yield connection
+            with _attached(path, write=True, deadline=time.monotonic() + wait_s) as connection:
+                current = migrations.up_to_date(connection)
+
+                @contextmanager
+                def transaction() -> Iterator[duckdb.DuckDBPyConnection]:
+                    nonlocal current, worthless
+                    with _transaction(connection, path):
+                        if not current:
+                            _prepared(connection, path, write=True)
+                        yield connection
+                    current, worthless = True, False
+
+                yield transaction
         except StoreFull:
-            if fresh:  # DuckDB leaves a torso that it would not open again
+            if worthless:  # DuckDB leaves a torso that it would not open again
                 for part in (path, path.with_name(f"{path.name}.wal")):
                     part.unlink(missing_ok=True)
             raise
 
 
 @contextmanager
-def _one_operation(path: Path, *, write: bool, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    if write:
-        with _attached(path, write=True, deadline=deadline) as connection:
-            current = migrations.up_to_date(connection)
-            with _transaction(connection, path):
-                if not current:
-                    _prepared(connection, path, write=True)
-                yield connection
-        return
-    with _attached(path, write=False, deadline=deadline) as connection:
-        if migrations.up_to_date(connection) or not _prepared(connection, path, write=False):
-            with _translated(path):
-                yield connection
-            return
-    with _attached(path, write=True, deadline=deadline) as connection, _transaction(connection, path):
-        _prepared(connection, path, write=True)
-    with _attached(path, write=False, deadline=deadline) as connection, _translated(path):
-        yield connection
-
-
-@contextmanager
 def _transaction(connection: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
     with _translated(path):
         connection.execute("BEGIN TRANSACTION")
-        yield
+        try:
+            yield
+        except BaseException:
+            connection.rollback()
+            raise
         connection.execute("COMMIT")
 
 

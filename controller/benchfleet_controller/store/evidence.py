@@ -70,7 +70,7 @@ def find_outliers(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str])
     cases = {request.case_id for request in measured if request.request_id in suspects}
     told: dict[str, Conditions] = {}
     for case_id in cases:
-        samples = _samples(connection, case_id)
+        samples = _samples(connection, run_ids, case_id)
         if samples is None:
             continue
         mine = [request for request in measured if request.case_id == case_id]
@@ -92,12 +92,15 @@ def _instrument_error_s(connection: duckdb.DuckDBPyConnection, run_ids: Sequence
     return {} if worst is None else {"ttft_s": float(worst), "e2e_s": float(worst)}
 
 
-def _samples(connection: duckdb.DuckDBPyConnection, case_id: str) -> Mapping[str, npt.NDArray[np.float64]] | None:
-    """Readings of a case as columns; None: there are none."""
+def _samples(
+    connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str], case_id: str
+) -> Mapping[str, npt.NDArray[np.float64]] | None:
+    """Readings of a case as columns; None: there are none. The runs are asked for too: their rows lie together."""
     sql = f"""SELECT sample_ns / 1e9 AS sample_s, {", ".join(f"{name}::DOUBLE AS {name}" for name in _READ)}
-        FROM pooled_samples WHERE case_id = ? AND (device_id IS NULL OR device_throttle_reasons IS NOT NULL)
+        FROM pooled_samples WHERE run_id IN (SELECT unnest(?)) AND case_id = ?
+        AND (device_id IS NULL OR device_throttle_reasons IS NOT NULL)
         ORDER BY sample_ns"""  # noqa: S608 - our own names
-    found = connection.execute(sql, [case_id]).fetchnumpy()
+    found = connection.execute(sql, [list(run_ids), case_id]).fetchnumpy()
     if not len(found["sample_s"]):
         return None
     return {name: np.ma.filled(np.ma.asarray(column).astype(np.float64), np.nan) for name, column in found.items()}

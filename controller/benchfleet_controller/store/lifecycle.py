@@ -45,27 +45,33 @@ def apply_lifecycle(
             found[tuple(row)].append(row)
         for same in found.values():
             update_rows(connection, table, key, same)
-    _close_cases(connection, {job_id: event.job_finished for job_id, event in kinds["job_finished"]})
+    close_cases(connection, {job_id: _why_left(event.job_finished) for job_id, event in kinds["job_finished"]})
 
 
-def close_cases(connection: Connection, job_id: str, reason: str, message: str) -> None:
-    """End the cases of a job that nothing more will be heard of: running ones failed, waiting ones were skipped."""
-    connection.execute(
-        "UPDATE cases SET status = CASE status WHEN 'running' THEN 'failed' ELSE 'skipped' END, reason = ?, "
-        "message = ? WHERE job_id = ? AND status IN ('pending', 'running')",
-        [reason, message, job_id],
-    )
+def close_cases(connection: Connection, whys: Mapping[str, tuple[str, str]]) -> None:
+    """End the cases of jobs that nothing more will be heard of: running ones failed, waiting ones were skipped.
+
+    ``whys``: job → reason and message.
+    """
+    sql = "SELECT case_id, job_id, status FROM cases WHERE job_id = ANY(?) AND status IN ('pending', 'running')"
+    left = connection.execute(sql, [list(whys)]).fetchall() if whys else []
+    rows = [
+        {
+            "case_id": case_id,
+            "status": "failed" if status == "running" else "skipped",
+            "reason": whys[job_id][0],
+            "message": whys[job_id][1],
+        }
+        for case_id, job_id, status in left
+    ]
+    update_rows(connection, "cases", "case_id", rows)
 
 
-def _close_cases(connection: Connection, finished: Mapping[str, event_pb2.JobFinished]) -> None:
-    """End the cases that ended jobs left open: few, so jobs without any cost no statement of their own."""
-    if not finished:
-        return
-    sql = "SELECT DISTINCT job_id FROM cases WHERE job_id = ANY(?) AND status IN ('pending', 'running')"
-    for (job_id,) in connection.execute(sql, [list(finished)]).fetchall():
-        failure, state = finished[job_id].failure, _STATES.get(finished[job_id].state, "failed")
-        reason = failure.reason or ("cancelled" if state == "cancelled" else "internal")
-        close_cases(connection, job_id, reason, failure.message or f"the job ended ({state}) before this case did")
+def _why_left(finished: event_pb2.JobFinished) -> tuple[str, str]:
+    """Reason and message of cases that an ended job left open."""
+    failure, state = finished.failure, _STATES.get(finished.state, "failed")
+    reason = failure.reason or ("cancelled" if state == "cancelled" else "internal")
+    return reason, failure.message or f"the job ended ({state}) before this case did"
 
 
 def _at(event: event_pb2.Event) -> str | None:

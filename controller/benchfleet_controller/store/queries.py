@@ -285,8 +285,10 @@ def _metered(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str] | Non
     for part in rows(connection, f"WITH spans AS ({condensed.SPANS.told}) {ROUND_PARTS}"):
         parts[part["case_id"]][part["round_id"]].append(part)
     sql = """SELECT round_id, sum(output_tokens) AS output_tokens, count(*) AS requests FROM pooled_requests
-        WHERE NOT warmup AND status = 'ok' AND case_id IN (SELECT unnest(?)) GROUP BY round_id"""
-    counts = {row["round_id"]: row for row in rows(connection, sql, [[case["case_id"] for case in cases]])}
+        WHERE NOT warmup AND status = 'ok' AND run_id IN (SELECT unnest(?)) AND case_id IN (SELECT unnest(?))
+        GROUP BY round_id"""
+    asked = [list({case["run_id"] for case in cases}), [case["case_id"] for case in cases]]
+    counts = {row["round_id"]: row for row in rows(connection, sql, asked)}
     return _Metered(cases, parts, counts)
 
 

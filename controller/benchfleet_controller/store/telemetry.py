@@ -13,16 +13,47 @@ from benchfleet.samples import SAMPLE_METRICS
 from benchfleet.v1 import event_pb2
 from benchfleet_controller.store.columns import objects
 
-_Lengths = npt.NDArray[np.int64]
+_Ints = npt.NDArray[np.int64]
 _TYPES: dict[str, Any] = {metric.name: np.int64 if metric.integer else np.float64 for metric in SAMPLE_METRICS}
 
 
 @dataclass(slots=True)
-class _Metric:
-    """The columns of one metric in the messages that carry it, by their places."""
+class _Part:
+    """Values of some messages end to end, by the messages' places."""
 
+    values: Any
+    """A repeated field: extending it by another one makes no Python object a value."""
     places: list[int] = field(default_factory=list)
-    columns: list[event_pb2.SampleColumn] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def add(self, place: int, values: Any) -> None:
+        self.values.extend(values)
+        self.places.append(place)
+        self.counts.append(len(values))
+
+    def take_back(self, place: int) -> None:
+        """Forget the message at ``place`` if it was the last one added."""
+        if self.places and self.places[-1] == place:
+            self.places.pop()
+            del self.values[len(self.values) - self.counts.pop() :]
+
+
+class _Metric:
+    """What messages carry of one metric."""
+
+    __slots__ = ("absent", "doubles", "integers", "last_place")
+
+    def __init__(self) -> None:
+        holder = event_pb2.SampleColumn()
+        self.integers, self.doubles = _Part(holder.integers), _Part(holder.doubles)
+        self.absent: dict[int, Sequence[int]] = {}
+        self.last_place = -1
+
+    def forget_last(self) -> None:
+        """Take back what the last message said."""
+        self.integers.take_back(self.last_place)
+        self.doubles.take_back(self.last_place)
+        self.absent.pop(self.last_place, None)
 
 
 def sample_columns(
@@ -30,8 +61,7 @@ def sample_columns(
 ) -> dict[str, npt.NDArray[Any]]:
     """All messages end to end, a column each; a metric that a message does not carry is NULL over its readings."""
     messages = [message for _, message in samples]
-    times = [message.sample_ns for message in messages]
-    lengths = _lengths(times)
+    lengths = np.fromiter((len(message.sample_ns) for message in messages), np.int64, len(messages))
     starts = np.concatenate(([0], np.cumsum(lengths)))
 
     def repeated(values: Iterable[str | None]) -> npt.NDArray[Any]:
@@ -45,8 +75,8 @@ def sample_columns(
         "phase": repeated(message.phase for message in messages),
         "probe_id": repeated(message.probe_id for message in messages),
         "device_id": repeated(message.device_id or None for message in messages),
-        "sample_ns": _joined(times, lengths, np.int64),
-        "cost_us": _joined([message.cost_us for message in messages], lengths, np.int32),
+        "sample_ns": _filled([_part(message.sample_ns for message in messages)], lengths, starts, np.int64)[0],
+        "cost_us": _filled([_part(message.cost_us for message in messages)], lengths, starts, np.int32)[0],
     }
     for name, metric in _by_metric(messages).items():
         columns[name] = _column(metric, lengths, starts, _TYPES[name])
@@ -54,78 +84,69 @@ def sample_columns(
 
 
 def _by_metric(messages: Iterable[event_pb2.SamplesRecorded]) -> dict[str, _Metric]:
-    """Known metrics only: others are of a later agent, and their columns come with the next version."""
+    """Known metrics only: others are of a later agent, and their columns come with the next version.
+
+    Its inner loop is most of what storing telemetry takes beside DuckDB's own work.
+    """
     found: dict[str, _Metric] = {}
     for place, message in enumerate(messages):
         for column in message.columns:
-            metric = found.get(column.metric)
+            name = column.metric
+            metric = found.get(name)
             if metric is None:
-                metric = found[column.metric] = _Metric()
-            if metric.places and metric.places[-1] == place:  # twice in one message: the later one counts
-                metric.columns[-1] = column
-                continue
-            metric.places.append(place)
-            metric.columns.append(column)
+                metric = found[name] = _Metric()
+            if metric.last_place == place:  # twice in one message: the later one counts
+                metric.forget_last()
+            metric.last_place = place
+            integers = column.integers
+            if integers:
+                metric.integers.add(place, integers)
+            else:
+                metric.doubles.add(place, column.doubles)
+            absent = column.absent
+            if absent:
+                metric.absent[place] = absent
     return {name: metric for name, metric in found.items() if name in _TYPES}
 
 
-def _column(metric: _Metric, lengths: _Lengths, starts: _Lengths, dtype: Any) -> npt.NDArray[Any]:
+def _part(parts: Iterable[Sequence[int]]) -> _Part:
+    whole = _Part(event_pb2.SampleColumn().integers)
+    for place, part in enumerate(parts):
+        whole.add(place, part)
+    return whole
+
+
+def _column(metric: _Metric, lengths: _Ints, starts: _Ints, dtype: Any) -> npt.NDArray[Any]:
     """One metric over all readings; masked where there is none."""
-    places = np.array(metric.places)
-    expected = lengths[places]
-    carried = [column.integers or column.doubles for column in metric.columns]
-    given = _joined(carried, expected, dtype)
-    missing = [(place, column.absent) for place, column in zip(metric.places, metric.columns, strict=True)]
-    complete = len(places) == len(lengths) and not any(absent for _, absent in missing)
-    short = np.flatnonzero(_lengths(carried) < expected)
-    if complete and not len(short):
-        return given
-    values, empty = np.zeros(int(starts[-1]), dtype), np.ones(int(starts[-1]), np.bool_)
-    rows = _rows_of(starts, lengths, places)
-    values[rows], empty[rows] = given, False
-    for place, absent in missing:
-        if absent:
-            empty[[starts[place] + index for index in absent if index < lengths[place]]] = True
-    for number in short:
-        place = metric.places[number]
-        empty[starts[place] + len(carried[number]) : starts[place + 1]] = True
-    return np.ma.masked_array(values, empty)
+    values, empty = _filled([metric.integers, metric.doubles], lengths, starts, dtype)
+    for place, indices in metric.absent.items():
+        empty[[starts[place] + index for index in indices if 0 <= index < lengths[place]]] = True
+    return np.ma.masked_array(values, empty) if empty.any() else values
 
 
-def _joined(parts: Sequence[Sequence[float]], lengths: _Lengths, dtype: Any) -> npt.NDArray[Any]:
-    """The parts end to end, each with as many values as ``lengths`` says: what a hostile or broken message has too
-    many or too few of must not shift the readings of others.
+def _filled(
+    parts: Sequence[_Part], lengths: _Ints, starts: _Ints, dtype: Any
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The parts' values over all readings, and where there are none (0).
+
+    What a hostile or broken message has too many or too few of does not shift the readings of others.
     """
-    if np.array_equal(_lengths(parts), lengths) and (whole := _merged(parts)) is not None:
-        return np.array(whole, dtype)
-    fitted = []
-    for part, length in zip(parts, lengths, strict=True):
-        values = np.zeros(length, dtype)
-        taken = np.array(part[:length], dtype)
-        values[: len(taken)] = taken
-        fitted.append(values)
-    return np.concatenate(fitted)
+    size = int(starts[-1])
+    for part in parts:
+        if len(part.places) == len(lengths) and np.array_equal(part.counts, lengths):
+            return np.array(part.values, dtype), np.zeros(size, np.bool_)
+    values, empty = np.zeros(size, dtype), np.ones(size, np.bool_)
+    for part in parts:
+        if part.places:
+            places, counts = np.array(part.places), np.array(part.counts)
+            fitting = np.minimum(counts, lengths[places])
+            rows = _ranges(starts[places], fitting)
+            values[rows] = np.array(part.values, dtype)[_ranges(np.cumsum(counts) - counts, fitting)]
+            empty[rows] = False
+    return values, empty
 
 
-def _merged(parts: Sequence[Any]) -> Any:
-    """Repeated fields of one type end to end, without a Python object a value; None: their types differ."""
-    holder = event_pb2.SampleColumn()
-    for whole in (holder.integers, holder.doubles):
-        try:
-            for part in parts:
-                whole.extend(part)
-        except TypeError:
-            continue
-        return whole
-    return None
-
-
-def _lengths(parts: Sequence[Sequence[Any]]) -> _Lengths:
-    return np.fromiter(map(len, parts), np.int64, len(parts))
-
-
-def _rows_of(starts: _Lengths, lengths: _Lengths, places: _Lengths) -> _Lengths:
-    """The rows of some messages, in order."""
-    counts = lengths[places]
-    offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts[places], counts) + offsets
+def _ranges(starts: _Ints, counts: _Ints) -> _Ints:
+    """Ranges of ``counts`` numbers from ``starts`` on, end to end."""
+    offsets: _Ints = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + offsets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sqlite3
@@ -85,6 +86,30 @@ def test_in_place_of_a_damaged_event_stands_that_it_is_lost_and_the_job_did_not_
     kept = sqlite3.connect(tmp_path / "damaged-20231114T221320Z" / "journal.sqlite")
     assert kept.execute("SELECT count(*) FROM events WHERE body = x'00ff'").fetchone() == (3,)
     kept.close()
+
+
+def test_what_was_fetched_before_the_damage_stays_fetched(tmp_path: Path) -> None:
+    _write(tmp_path, job_id="fetched", events=5)
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        journal.release("fetched")
+    _write(tmp_path)
+    _forge(tmp_path, "UPDATE events SET body = x'00ff' WHERE sequence = 3")
+
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        assert len(journal.contents().repairs) == 1
+        assert journal.released_at("fetched") == 5
+
+
+def test_a_job_that_is_here_is_offered_whatever_a_damaged_journal_says(tmp_path: Path) -> None:
+    _write(tmp_path)
+    _forge(
+        tmp_path,
+        "UPDATE events SET body = x'00ff' WHERE sequence = 3",
+        "INSERT INTO released (job_id, last_sequence) VALUES ('job-1', 8)",
+    )
+
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        assert [job.job_id for job in journal.jobs()] == ["job-1"]
 
 
 def test_a_repair_stays_on_record_and_is_not_made_again(tmp_path: Path) -> None:

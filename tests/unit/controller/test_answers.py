@@ -21,7 +21,7 @@ from benchfleet_controller.report import CASE_COLUMNS, render_report
 from benchfleet_controller.report.cases import INTERVAL_NOTE
 from benchfleet_controller.results import results_of
 from benchfleet_controller.store import Store
-from fakes.events import JobEvents, S, failed_request, ok_request, spec
+from fakes.events import JobEvents, S, commit_events, failed_request, ok_request, spec
 
 GIB = 1 << 30
 
@@ -53,7 +53,7 @@ def _certificate(job: JobEvents, concurrency: int, ttft_error_ns: int, stamps: s
 def _store(path: Path, job: JobEvents) -> Store:
     job.job_finished()
     store = Store(path / "bench.duckdb")
-    store.commit_events(job.job_id, job.events)
+    commit_events(store, job.job_id, job.events)
     return store
 
 

@@ -11,7 +11,7 @@ from benchfleet_controller.commands.answers import run_text
 from benchfleet_controller.commands.comparing import comparison_of
 from benchfleet_controller.results import results_of
 from benchfleet_controller.store import Store
-from fakes.events import JobEvents, failed_request, ok_request, spec
+from fakes.events import JobEvents, commit_events, failed_request, ok_request, spec
 
 DEVICES = {"cpu": 0.2, "gpu": 0.1}
 """TTFT by device."""
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Store:
     _block(job, "cpu-1", "cpu", 300, 3, 1.0)
     job.job_finished()
     made = Store(tmp_path / "bench.duckdb")
-    made.commit_events("j1", job.events)
+    commit_events(made, "j1", job.events)
     return made
 
 
@@ -86,7 +86,7 @@ def test_a_case_is_as_far_and_as_good_as_its_worst_block(tmp_path: Path) -> None
     job.job_started(asked)
     _block(job, "a", "cpu", 0, 2, 1.0)
     store = Store(tmp_path / "bench.duckdb")
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     assert [(case["status"], case["rounds"]) for case in store.case_results()] == [("running", 2)]
 
     told = len(job.events)
@@ -94,7 +94,7 @@ def test_a_case_is_as_far_and_as_good_as_its_worst_block(tmp_path: Path) -> None
     job.round("b", "b-r0", 0, 50, 60, [failed_request("bad", 51)])
     job.case_finished("b", "failed", failure={"reason": "http_error", "message": "HTTP 500"})
     job.job_finished()
-    store.commit_events("j1", job.events[told:])
+    commit_events(store, "j1", job.events[told:])
 
     (case,) = store.case_results()
     assert (case["status"], case["reason"], case["message"]) == ("failed", "http_error", "HTTP 500")
@@ -105,6 +105,6 @@ def test_the_same_case_asked_for_twice_stays_two(tmp_path: Path) -> None:
     job = JobEvents()
     job.job_started(spec("a", "b"))
     store = Store(tmp_path / "bench.duckdb")
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
 
     assert [case["case_id"] for case in store.case_results()] == ["a", "b"]

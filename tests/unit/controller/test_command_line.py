@@ -16,7 +16,7 @@ from benchfleet import __version__
 from benchfleet_controller import completers
 from benchfleet_controller.cli import COMMANDS, EXIT_DONE, EXIT_USAGE, main, parser
 from benchfleet_controller.help_text import HELP
-from fakes.events import JobEvents, spec
+from fakes.events import JobEvents, commit_events, spec
 
 BIN = Path(sys.executable).parent
 
@@ -97,7 +97,7 @@ def test_bash_completes_commands_options_dimensions_and_runs(tmp_path: Path) -> 
 
     job = JobEvents()
     job.job_started(spec("c1", run_id="2bca458e-one"))
-    Store(tmp_path / "lab.duckdb").commit_events("j1", job.events)
+    commit_events(Store(tmp_path / "lab.duckdb"), "j1", job.events)
     database = str(tmp_path / "lab.duckdb")
 
     assert _completed("benchfleet comp") == ["compare", "completion"]

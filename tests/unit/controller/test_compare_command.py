@@ -10,7 +10,7 @@ import pytest
 
 from benchfleet_controller.cli import main
 from benchfleet_controller.store import Store
-from fakes.events import JobEvents, ok_request, spec
+from fakes.events import JobEvents, commit_events, ok_request, spec
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -35,7 +35,7 @@ def _measured(store: Store, run_id: str, ttft_s: float, models: Sequence[str] = 
             job.round(case.case_id, name, index, start_s, start_s + 5, answers)
         job.case_finished(case.case_id)
     job.job_finished()
-    store.commit_events(job.job_id, job.events)
+    commit_events(store, job.job_id, job.events)
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 from benchfleet_controller.commands.evidence import equality_rows, equality_text, outliers_text
 from benchfleet_controller.outliers import Reason
 from benchfleet_controller.store import Store, TooManyRequests, evidence
-from fakes.events import JobEvents, host, ok_request, spec
+from fakes.events import JobEvents, commit_events, host, ok_request, spec
 
 
 def _store(path: Path, *jobs: JobEvents) -> Store:
     store = Store(path / "bench.duckdb")
     for job in jobs:
-        store.commit_events(job.job_id, job.events)
+        commit_events(store, job.job_id, job.events)
     return store
 
 

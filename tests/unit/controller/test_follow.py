@@ -16,10 +16,11 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import event_pb2, job_pb2
 from benchfleet_controller import campaign, fleet
 from benchfleet_controller.fleet import Agent, repeated
-from benchfleet_controller.follow import Writer, follow
+from benchfleet_controller.follow import follow
 from benchfleet_controller.plan import HostTarget
 from benchfleet_controller.problems import HostProblem
 from benchfleet_controller.store import Store
+from benchfleet_controller.writer import Writer
 
 
 def refused(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -47,7 +48,7 @@ class FakeStore:
         self.failures: dict[str, Failure] = {}
         self.path = SimpleNamespace(exists=lambda: True)
 
-    def commit_many(self, batches: Mapping[str, Sequence[event_pb2.Event]]) -> dict[str, int]:
+    def commit_many(self, batches: Mapping[str, Sequence[event_pb2.Event]], more: object) -> dict[str, int]:
         for job_id, batch in batches.items():
             ended = batch[-1].HasField("job_finished")
             self.jobs[job_id] = ("finished" if ended else "running", batch[-1].sequence, False)

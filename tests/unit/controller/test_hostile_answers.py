@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -59,14 +60,14 @@ def poisoned(path: Path, spared: set[str]) -> Path:
     """The database of a run on two hosts that poison all they say, but for these fields."""
 
     class PoisonedStore(Store):
-        def commit_events(self, job_id: str, events: Any, **more: Any) -> Any:
-            for event in events:
+        def commit_many(self, batches: Any, *more: Any) -> Any:
+            for event in itertools.chain.from_iterable(batches.values()):
                 kind = getattr(event, str(event.WhichOneof("kind")))
                 names = [one.name for one in kind.spec.prompt_sets] if isinstance(kind, event_pb2.JobStarted) else []
                 poison(kind, spared)
                 for place, name in enumerate(names):
                     kind.spec.prompt_sets[place].name = name
-            return super().commit_events(job_id, events, **more)
+            return super().commit_many(batches, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab, "Store", PoisonedStore)

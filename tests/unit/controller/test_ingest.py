@@ -9,8 +9,8 @@ import duckdb
 import pytest
 
 from benchfleet.v1 import event_pb2, job_pb2
-from benchfleet_controller.store import SequenceGap, Store, StoreError, condensed, queries
-from fakes.events import JobEvents, failed_request, host, ok_request, spec
+from benchfleet_controller.store import SequenceGap, Store, StoreError, StoreFull, condensed, queries
+from fakes.events import JobEvents, commit_events, failed_request, host, ok_request, spec
 
 
 def whole_job() -> JobEvents:
@@ -51,7 +51,7 @@ def count(store: Store, table: str) -> int:
 
 def test_results_are_those_worked_out_by_hand(store: Store) -> None:
     job = whole_job()
-    assert store.commit_events("j1", job.events) == len(job.events)
+    assert commit_events(store, "j1", job.events) == len(job.events)
     (case,) = store.case_results()
     expected = {
         "host": "h1.lab", "device": "cpu", "runtime": "foundry", "model": "tiny", "variant": "tiny-cpu:1",
@@ -81,7 +81,7 @@ def test_the_servers_own_times_are_kept_apart_from_ours(store: Store) -> None:
         job.round(case_id, f"{case_id}-r", 0, 10, 12, [ok_request(f"{case_id}-q", 10, [0.1, 0.3], 10.4, **fields)])
         job.case_finished(case_id)
     job.job_finished()
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     rows = store._read(
         lambda c: c.execute(
             "SELECT server_prefill_s, server_decode_s, server_prefill_tokens, server_decode_tokens "
@@ -106,14 +106,14 @@ def test_models_unloaded_in_pauses_are_counted(
         if unloaded is not None:
             started = next(e for e in reversed(job.events) if e.WhichOneof("kind") == "round_started")
             started.round_started.model_unloaded = unloaded
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = store.case_results()
     assert case["unloads"] == unloads
 
 
 def test_what_is_condensed_at_the_end_is_what_the_rows_say_and_running_jobs_are_seen(store: Store) -> None:
     job = whole_job()
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (kept,) = store.case_results()
     rounds = store.round_values_of(["ttft_p50_s", "output_tokens_per_s", "itl_p50_s"])
 
@@ -145,7 +145,7 @@ def test_unmeasured_is_null(store: Store) -> None:
     job.job_started(spec("c1"))
     job.case_started("c1")
     job.round("c1", "r1", 0, 0, 1, [failed_request("q1", 0)])
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = store.case_results()
     for name in ("ttft_p50_s", "e2e_avg_s", "itl_p50_s", "decode_tokens_per_s", "output_tokens_per_s", "output_tokens",
                  "load_s", "ram_peak_bytes", "vram_peak_bytes", "gpu_busy_ratio", "cpu_busy_ratio", "energy_j",
@@ -159,7 +159,7 @@ def test_an_answer_in_one_piece_has_latency_but_no_token_times(store: Store) -> 
     job.job_started(spec("c1"))
     whole = ok_request("q1", 0, [], 2, tokens=8, visible_token_count=None, accounting="not_streamed")
     job.round("c1", "r1", 0, 0, 2, [whole])
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = store.case_results()
     assert (case["e2e_p50_s"], case["output_tokens_per_s"]) == (2.0, 4.0)
     assert case["ttft_p50_s"] is None
@@ -206,7 +206,7 @@ def test_rates_say_which_tokens_they_divide(store: Store, fields: dict[str, obje
     job = JobEvents()
     job.job_started(spec("c1"))
     job.round("c1", "r1", 0, 0, 1, [ok_request("q1", 0, [0.1, 0.2, 0.3], 1, **fields)])  # type: ignore[arg-type]
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = store.case_results()
     assert case["decode_tokens_per_s"] == pytest.approx(rate)
     assert case["decode_basis"] == basis
@@ -216,11 +216,11 @@ def test_rates_say_which_tokens_they_divide(store: Store, fields: dict[str, obje
 def test_every_split_and_every_repetition_gives_the_same_rows(tmp_path: Path) -> None:
     events = whole_job().events
     whole = Store(tmp_path / "whole.duckdb")
-    whole.commit_events("j1", events)
+    commit_events(whole, "j1", events)
     pieces = Store(tmp_path / "pieces.duckdb")
     for end in range(1, len(events) + 1):
-        assert pieces.commit_events("j1", events[max(0, end - 3) : end]) == end
-    assert pieces.commit_events("j1", events) == len(events)
+        assert commit_events(pieces, "j1", events[max(0, end - 3) : end]) == end
+    assert commit_events(pieces, "j1", events) == len(events)
     for table in ("runs", "jobs", "cases", "rounds", "requests", "samples", "hosts"):
         assert count(pieces, table) == count(whole, table), table
     assert pieces.case_results() == whole.case_results()
@@ -228,9 +228,9 @@ def test_every_split_and_every_repetition_gives_the_same_rows(tmp_path: Path) ->
 
 def test_a_gap_is_refused_and_changes_nothing(store: Store) -> None:
     events = whole_job().events
-    store.commit_events("j1", events[:4])
+    commit_events(store, "j1", events[:4])
     with pytest.raises(SequenceGap, match="event 6 came where 5 was expected"):
-        store.commit_events("j1", events[5:])
+        commit_events(store, "j1", events[5:])
     assert store.committed_sequence("j1") == 4
     with pytest.raises(StoreError, match="JobStarted"):
         store.commit_many({"unknown": [event_pb2.Event(sequence=1)]})
@@ -242,7 +242,7 @@ def test_a_failure_inside_the_transaction_keeps_rows_and_sequence_together(
     from benchfleet_controller.store import ingest
 
     events = whole_job().events
-    store.commit_events("j1", events[:6])
+    commit_events(store, "j1", events[:6])
 
     def broken(*_: object) -> None:
         raise RuntimeError("killed")
@@ -250,9 +250,9 @@ def test_a_failure_inside_the_transaction_keeps_rows_and_sequence_together(
     with monkeypatch.context() as patch:
         patch.setattr(ingest, "sample_columns", broken)
         with pytest.raises(RuntimeError):
-            store.commit_events("j1", events)
+            commit_events(store, "j1", events)
     assert (store.committed_sequence("j1"), count(store, "requests")) == (6, 0)
-    store.commit_events("j1", events)
+    commit_events(store, "j1", events)
     assert count(store, "requests") == 5
 
 
@@ -276,7 +276,7 @@ def test_a_job_that_ends_early_closes_its_cases(store: Store, state: int, name: 
     job.case_finished("done")
     job.case_started("running")
     job.job_finished(state, failure=event_pb2.Failure(reason=reason, message="it stopped"))
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     assert [(c["status"], c["reason"]) for c in store.case_results()] == [
         ("succeeded", None), ("failed", reason), ("skipped", reason),
     ]  # fmt: skip
@@ -291,8 +291,68 @@ def test_a_hostile_sample_message_does_not_shift_others(store: Store) -> None:
     bad.columns.add(metric="of_a_later_agent", integers=[1, 2])
     job.add(samples_recorded=bad)
     job.samples("c1", "", "loaded", [3], runtime_rss_bytes=[5], device_busy_ratio=[0.5])
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     rows = store._read(
         lambda c: c.execute("SELECT runtime_rss_bytes, cost_us FROM samples ORDER BY sample_ns").fetchall()
     )
     assert rows == [(7, 1), (None, 2), (5, 5)]
+
+
+def test_readings_come_as_integers_in_one_message_and_as_doubles_in_the_next(store: Store) -> None:
+    job = JobEvents()
+    job.job_started(spec("c1"))
+    carried: list[tuple[int, list[dict[str, Any]]]] = [
+        (1, [{"integers": [10, 20]}]),
+        (3, [{"doubles": [30.0, 40.0]}]),
+        (5, [{"integers": [0, 0]}, {"doubles": [50.0, 0.0], "absent": [1]}]),  # twice: the later one counts
+        (7, [{"doubles": [0.0, 0.0], "absent": [0]}, {"integers": [70, 80]}]),
+    ]
+    for first, columns in carried:
+        message = event_pb2.SamplesRecorded(case_id="c1", phase="round", probe_id="p", sample_ns=[first, first + 1])
+        message.cost_us.extend([1, 1])
+        for column in columns:
+            message.columns.add(metric="runtime_rss_bytes", **column)
+        job.add(samples_recorded=message)
+    commit_events(store, "j1", job.events)
+    rows = store._read(lambda c: c.execute("SELECT runtime_rss_bytes FROM samples ORDER BY sample_ns").fetchall())
+    assert [row[0] for row in rows] == [10, 20, 30, 40, 50, None, 70, 80]
+
+
+def test_a_backlog_is_stored_by_several_transactions_of_one_opening(store: Store) -> None:
+    events = whole_job().events
+    told: list[dict[str, int]] = []
+
+    def more(committed: dict[str, int]) -> dict[str, list[event_pb2.Event]] | None:
+        told.append(committed)
+        return {"j1": events[4:]} if len(told) == 1 else None
+
+    assert store.commit_many({"j1": events[:4]}, more) == {"j1": len(events)}
+    assert told == [{"j1": 4}, {"j1": len(events)}]
+    assert count(store, "requests") == 5
+
+
+def test_what_was_stored_before_a_transaction_that_fails_is_kept(store: Store) -> None:
+    events = whole_job().events
+
+    with pytest.raises(SequenceGap):
+        store.commit_many({"j1": events[:6]}, lambda _: {"j1": events[8:]})
+    assert store.committed_sequence("j1") == 6
+
+
+def test_a_disk_that_fills_during_a_backlog_costs_a_new_file_nothing_that_was_stored(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchfleet_controller.store import ingest
+
+    events = whole_job().events
+
+    def full(*_: object) -> None:
+        raise StoreFull("the disk is full")
+
+    def more(_: dict[str, int]) -> dict[str, list[event_pb2.Event]]:
+        monkeypatch.setattr(ingest, "sample_columns", full)
+        return {"j1": events[6:]}
+
+    with pytest.raises(StoreFull):
+        store.commit_many({"j1": events[:6]}, more)
+    assert store.committed_sequence("j1") == 6

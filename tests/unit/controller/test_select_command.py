@@ -17,7 +17,7 @@ from benchfleet_controller.commands.selecting import select_command
 from benchfleet_controller.plan import HostTarget, ModelFacts, Plan, expand
 from benchfleet_controller.selection_limits import LIMIT_OPTIONS
 from benchfleet_controller.store import Store
-from fakes.events import JobEvents, ok_request
+from fakes.events import JobEvents, commit_events, ok_request
 
 MIB = 1 << 20
 FACTS = (ModelFacts("quick", ("chat", "summarization")), ModelFacts("slow", ("chat",), 5_000_000))
@@ -52,7 +52,7 @@ def lab(path: Path, rounds: int = 4, per_round: int = 5, run_id: str = "r1", day
             events.round(one.case_id, f"{one.case_id}-{index}", index, 10 * index, 10 * index + 9, answers)
         events.case_finished(one.case_id)
     events.job_finished()
-    store.commit_events(job.job_id, events.events)
+    commit_events(store, job.job_id, events.events)
     return store
 
 

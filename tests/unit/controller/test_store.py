@@ -30,7 +30,7 @@ from benchfleet_controller.store import (
     schema,
     views,
 )
-from fakes.events import JobEvents, host, ok_request, spec
+from fakes.events import JobEvents, commit_events, host, ok_request, spec
 
 DOCS = Path(__file__).parents[3] / "docs" / "schema.md"
 PLAN = Plan("lab", (HostTarget("a", "a:1"), HostTarget("b", "b:1")), ("tiny", "small"), devices=("cpu",))
@@ -76,7 +76,7 @@ def test_a_released_job_is_closed(tmp_path: Path) -> None:
     job.job_started(spec("c1"))
     job.case_finished("c1")
     job.job_finished()
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     assert [one.job_id for one in store.open_jobs()] == ["j1"]
     store.mark_released(["j1"])
     assert store.open_jobs() == []
@@ -99,7 +99,7 @@ def test_adopting_keeps_what_is_known(tmp_path: Path) -> None:
         store.adopt_job("j1", spec("c1", "c2"), host(), "lab", "lab:1")
     job = JobEvents()
     job.job_started(spec("c1", "c2"))
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (row,) = store.run_jobs("r1")
     assert (row.host_name, row.address, row.host_id, row.state) == ("lab", "lab:1", "h1", "running")
     assert len(store.case_results()) == 2
@@ -179,7 +179,7 @@ def test_the_documentation_names_every_table_view_column_and_its_queries_run(tmp
     job = JobEvents()
     job.job_started(spec("c1"))
     job.round("c1", "r1", 0, 0, 1, [ok_request("q1", 0, [0.1, 0.2], 1)])
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     text = DOCS.read_text()
     condensed_names = {one.table for one in condensed.TABLES}
     real = store._read(

@@ -13,7 +13,7 @@ from benchfleet_controller.compare import Verdict, compare
 from benchfleet_controller.results import results_of
 from benchfleet_controller.store import Store
 from benchfleet_controller.telemetry import with_price
-from fakes.events import JobEvents, S, host, ok_request, spec
+from fakes.events import JobEvents, S, commit_events, host, ok_request, spec
 
 MIB = 1 << 20
 
@@ -67,7 +67,7 @@ def made(
             )
     job.case_finished("c1")
     job.job_finished()
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     return store
 
 
@@ -211,7 +211,7 @@ def test_states_of_rounds_are_read(tmp_path: Path) -> None:
     job.add(
         round_finished=event_pb2.RoundFinished(case_id="c1", round_id="r1", start_ns=S, end_ns=2 * S, host_state=after)
     )
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = results_of(store, ["r1"], metrics=())
     assert [one["trouble"] for one in case["round_troubles"]] == ["power_changed"]
     assert case["rounds_invalid"] == 1
@@ -225,7 +225,7 @@ def test_a_counter_that_was_restarted_leaves_the_energy_unknown(tmp_path: Path) 
     at = tenths(0, 10)
     job.samples("c1", "r1", "round", at, device_id="gpu0", device_energy_mj=[1e6 - 1e4 * n for n in range(len(at))])
     job.round("c1", "r1", 0, 0, 10, [ok_request("q1", 0, [0.1, 0.2], 10)])
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = store.case_results()
     assert (case["energy"], case["energy_per_token_j"]) == (None, None)
     assert case["energy_reason"] == "no probe of this host counts energy or power"
@@ -234,7 +234,7 @@ def test_a_counter_that_was_restarted_leaves_the_energy_unknown(tmp_path: Path) 
 def test_a_case_that_never_ran_claims_nothing(tmp_path: Path) -> None:
     store, job = Store(tmp_path / "a.duckdb"), JobEvents()
     job.job_started(spec("c1"))
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = results_of(store, ["r1"])
     told = ("device_proof", "energy", "energy_reason", "efficiency", "efficiency_reason", "spread_ratio")
     assert [case[name] for name in told] == [None] * len(told)
@@ -260,7 +260,7 @@ def worked(
     job.round("c1", "r1", 0, 10, 12, [ok_request("q1", 10, [0.1, 0.2], 12)])
     job.case_finished("c1")
     job.job_finished()
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (case,) = store.case_results()
     (case["conditions_of_round"],) = store.round_conditions(["r1"])
     return case
@@ -282,7 +282,7 @@ def test_of_idle_phases_only_long_pieces_count(tmp_path: Path) -> None:
         job.samples("c1", round_id, phase, at, probe_id="rapl", cpu_package_energy_uj=counted)
         if round_id:
             job.round("c1", round_id, int(round_id[1]), start_s, end_s, [ok_request(round_id, start_s, [0.1], end_s)])
-    store.commit_events("j1", job.events)
+    commit_events(store, "j1", job.events)
     (told,) = store.case_results()[0]["energy"]
     assert told["idle_loaded_w"] == pytest.approx(20.0, rel=0.02)
     assert told["gross_j"] == pytest.approx(2400.0, rel=0.02)

@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from benchfleet_controller.store import Store, StoreError
-from fakes.events import JobEvents, ok_request, spec
+from fakes.events import JobEvents, commit_events, ok_request, spec
 from fakes.lab import lab_store
 
 
@@ -16,7 +16,7 @@ def _store(path: Path, job: JobEvents) -> Store:
     job.case_finished("c1")
     job.job_finished()
     store = Store(path / "bench.duckdb")
-    store.commit_events(job.job_id, job.events)
+    commit_events(store, job.job_id, job.events)
     return store
 
 

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import pytest
 
 from benchfleet.v1 import event_pb2
-from benchfleet_controller.follow import Writer
+from benchfleet_controller import writer
 from benchfleet_controller.store import SequenceGap, Store
+from benchfleet_controller.writer import Writer
+
+_Batches = Mapping[str, Sequence[event_pb2.Event]]
 
 
 class FakeStore:
@@ -17,15 +20,23 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.commits: list[dict[str, list[int]]] = []
+        self.openings = 0
         self.go = threading.Event()
         self.go.set()
 
-    def commit_many(self, batches: Mapping[str, Sequence[event_pb2.Event]]) -> dict[str, int]:
-        assert self.go.wait(10)
-        if "bad" in batches:
-            raise SequenceGap("job bad: a gap")
-        self.commits.append({job: [event.sequence for event in events] for job, events in batches.items()})
-        return {job: events[-1].sequence for job, events in batches.items()}
+    def commit_many(self, batches: _Batches, more: Callable[[dict[str, int]], _Batches | None]) -> dict[str, int]:
+        self.openings += 1
+        committed: dict[str, int] = {}
+        following: _Batches | None = batches
+        while following is not None:
+            assert self.go.wait(10)
+            if "bad" in following:
+                raise SequenceGap("job bad: a gap")
+            self.commits.append({job: [event.sequence for event in events] for job, events in following.items()})
+            moved = {job: events[-1].sequence for job, events in following.items()}
+            committed |= moved
+            following = more(moved)
+        return committed
 
 
 def _events(*sequences: int) -> list[event_pb2.Event]:
@@ -132,3 +143,61 @@ def test_a_commit_that_runs_ends_although_its_follower_is_cancelled() -> None:
 
     assert _sequences(asyncio.run(go())) == [1]
     assert store.commits == [{"a": [1]}, {"b": [1]}]
+
+
+def _drain(store: FakeStore, jobs: int, messages: int) -> list[int]:
+    """Followers of jobs, each with messages that it commits one after the other; how many each had stored."""
+
+    async def follower(its: Writer, job: str) -> int:
+        return sum([len(await its.commit(job, _events(number))) for number in range(1, messages + 1)])
+
+    async def go() -> list[int]:
+        its = Writer(cast("Store", store), period_s=0)
+        return list(await asyncio.gather(*(follower(its, f"j{index}") for index in range(jobs))))
+
+    return asyncio.run(go())
+
+
+def test_a_backlog_is_worked_off_while_the_file_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BACKLOG", 10)
+    store = FakeStore()
+
+    assert _drain(store, jobs=10, messages=5) == [5] * 10
+    assert [len(commit) for commit in store.commits] == [10] * 5
+    assert store.openings == 1
+
+
+def test_what_comes_live_lets_go_of_the_file_between_commits() -> None:
+    store = FakeStore()
+
+    assert _drain(store, jobs=10, messages=5) == [5] * 10
+    assert store.openings == len(store.commits) == 5
+
+
+def test_a_long_backlog_lets_readers_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BACKLOG", 1)
+    monkeypatch.setattr(writer, "LONGEST_HOLD_S", 0.0)
+    store = FakeStore()
+
+    assert _drain(store, jobs=1, messages=3) == [3]
+    assert store.openings == 3
+
+
+def test_what_a_backlog_had_stored_before_a_failure_stays_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BACKLOG", 1)
+    store = FakeStore()
+
+    async def go() -> tuple[list[event_pb2.Event], BaseException | list[event_pb2.Event]]:
+        its = Writer(cast("Store", store), period_s=0)
+        store.go.clear()
+        first = asyncio.create_task(its.commit("a", _events(1)))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(its.commit("bad", _events(1)))
+        await asyncio.sleep(0)
+        store.go.set()
+        return await first, (await asyncio.gather(second, return_exceptions=True))[0]
+
+    stored, failure = asyncio.run(go())
+    assert _sequences(stored) == [1]
+    assert isinstance(failure, SequenceGap)
+    assert store.commits == [{"a": [1]}]
