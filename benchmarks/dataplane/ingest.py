@@ -225,7 +225,8 @@ def _numbered(events: list[event_pb2.Event], before: int) -> list[event_pb2.Even
 def _columns(names: list[str], first: int, seconds: int) -> dict[str, Any]:
     """The same rows as arrays."""
     size = seconds * READINGS
-    at = np.concatenate([np.array(samples("", first + s).sample_ns) for s in range(seconds)])
+    messages = [samples("", first + s) for s in range(seconds)]
+    at = np.concatenate([np.array(message.sample_ns) for message in messages])
     found: dict[str, Any] = {
         "run_id": np.full(size * len(names), "simulated", object),
         "job_id": np.repeat(np.array(names, object), size),
@@ -236,6 +237,6 @@ def _columns(names: list[str], first: int, seconds: int) -> dict[str, Any]:
         "cost_us": np.full(size * len(names), 300, np.int32),
     }
     for place, name in enumerate(METRICS):
-        values = [np.array(samples("", first + s).columns[place].integers) for s in range(seconds)]
+        values = [np.array(message.columns[place].integers) for message in messages]
         found[name] = np.tile(np.concatenate(values), len(names))
     return found

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from benchmarks.overhead import QUIET_RATIO, Finding, Work, judged, others_ratio
+from benchmarks.overhead import QUIET_RATIO, Finding, Work, judged, others_ratio, slice_rates
 
 BEFORE = Work(busy_s=100.0, total_s=1000.0, own_s=10.0)
 
@@ -26,3 +26,12 @@ def test_figures_of_a_busy_machine_are_called_provisional_and_those_of_a_quiet_o
 
 def test_what_has_no_target_is_neither_kept_nor_too_noisy() -> None:
     assert [Finding("w", "1", target, None).verdict for target in ("", "≤ 1")] == ["no target", "too noisy to say"]
+
+
+def test_the_rate_of_a_slice_is_that_of_the_gaps_within_answers_that_lie_in_it() -> None:
+    ms = 1_000_000
+    first = [at * ms for at in range(0, 1000, 10)]  # 100 tokens/s up to 0.99 s
+    second = [1500 * ms, *(at * ms for at in range(1600, 2400, 20))]  # the gap of 100 ms lies across an edge
+    slices = [(0, 1000 * ms), (1000 * ms, 1400 * ms), (1550 * ms, 2400 * ms)]
+
+    assert slice_rates([first, second, [5]], slices) == [pytest.approx(100), None, pytest.approx(50)]
