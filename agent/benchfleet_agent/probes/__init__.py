@@ -270,7 +270,7 @@ def checked(names: Sequence[str], readings: Sequence[Reading]) -> tuple[Sequence
     Unusable are NaN, infinity, what is no number or does not fit 64 bits, and a negative value where there is
     none. Raises ValueError when the shape is not what the probe declared: then no value can be trusted.
     """
-    if unknown := set(names) - BY_NAME.keys():
+    if unknown := [name for name in names if name not in BY_NAME]:
         raise ValueError(f"there is no metric {', '.join(sorted(unknown))}")
     faults: dict[str, str] = {}
     good: list[Reading] = []
@@ -279,7 +279,9 @@ def checked(names: Sequence[str], readings: Sequence[Reading]) -> tuple[Sequence
             raise ValueError(f"it gave {len(reading.values)} values for its {len(names)} metrics")
         values = reading.values
         for index, value in enumerate(values):
-            if value is not None and (fault := _fault(names[index], value)) is not None:
+            if value is None or (type(value) is int and 0 <= value < 2**63):  # nearly all of them
+                continue
+            if (fault := _fault(names[index], value)) is not None:
                 faults[names[index]] = f"unusable value: {fault}"
                 values = (*values[:index], None, *values[index + 1 :])
         good.append(reading if values is reading.values else Reading(reading.device_id, values))

@@ -7,7 +7,6 @@ The only module that imports psutil, and only when used. How single processes ar
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchfleet_agent.probes import DeviceInfo, Reading, Targets, Unavailable, Value
-from benchfleet_agent.probes.processes import LinuxProcess, Process, ProcessTree, PsutilProcess, pread_text
+from benchfleet_agent.probes.processes import LinuxProcess, Process, ProcessTree, PsutilProcess, pread_text, size_of
 
 METRICS = (
     "host_cpu_busy_ns",
@@ -43,6 +42,8 @@ _UNIQUE_LARGEST_RSS_BYTES = 8 * 2**30
 """Counting unique memory holds the process's memory map for about 12 µs per MiB: at most 0.1 s."""
 _SWAP_PERIOD_NS = 1_000_000_000
 _NO_RUNTIME = "no process of the runtime runs on this host"
+if sys.platform != "win32":
+    _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,15 @@ class MachineFacts:
 
 def parse_meminfo(text: str) -> tuple[int | None, int]:
     """Return (available, swap used) bytes from ``/proc/meminfo``; available is None before Linux 3.14."""
-    sizes = {name: int(kib) * 1024 for name, kib in _MEMINFO_SIZE.findall(text)}
-    return sizes.get("MemAvailable"), sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0)
+    swap = (size_of(text, "\nSwapTotal:") or 0) - (size_of(text, "\nSwapFree:") or 0)
+    return size_of(text, "\nMemAvailable:"), swap
 
 
-_MEMINFO_SIZE = re.compile(r"^(MemAvailable|SwapTotal|SwapFree):\s+(\d+) kB", re.MULTILINE)
+def parse_stat_cpu(text: str, ticks_per_s: int) -> tuple[int, int]:
+    """Return (busy, total) nanoseconds of all logical processors from ``/proc/stat``, as `host_cpu_ns` has them."""
+    user, nice, system, idle, iowait, *others = map(int, text[: text.index("\n")].split()[1:9])
+    busy = user + nice + system + sum(others)
+    return busy * 1_000_000_000 // ticks_per_s, (busy + idle + iowait) * 1_000_000_000 // ticks_per_s
 
 
 def host_cpu_ns(times: Mapping[str, float]) -> tuple[int, int]:
@@ -89,6 +94,7 @@ class SystemProbe:
         self._psutil: ModuleType | None = None
         self._trees: tuple[ProcessTree, ProcessTree, ProcessTree] | None = None
         self._meminfo: int | None = None
+        self._stat: int | None = None
         self._swap_due_ns = 0
         self._had_runtime = False
         self._unique_due_ns = 0
@@ -100,6 +106,7 @@ class SystemProbe:
         self._psutil = _psutil()
         if sys.platform == "linux":
             self._meminfo = os.open("/proc/meminfo", os.O_RDONLY)
+            self._stat = os.open("/proc/stat", os.O_RDONLY)
         runtime = ProcessTree(descendants, lambda pid: self._open(pid, split=True), self._clock)
         load, agent = (
             ProcessTree(lambda _: (), lambda pid: self._open(pid, split=False), self._clock) for _ in range(2)
@@ -138,7 +145,7 @@ class SystemProbe:
         if self._psutil is None or self._trees is None:
             raise Unavailable("the system probe was not discovered")
         runtime_tree, load_tree, agent_tree = self._trees
-        cpu = host_cpu_ns(self._psutil.cpu_times()._asdict())
+        cpu = self._cpu()
         runtime = runtime_tree.read(targets.runtime_pids, relist=at_edge)
         load = load_tree.read(() if targets.load_pid is None else (targets.load_pid,))
         agent = agent_tree.read((os.getpid(),))
@@ -179,6 +186,12 @@ class SystemProbe:
         self._unique_due_ns = self._clock() + _UNIQUE_PERIOD_NS
         return value
 
+    def _cpu(self) -> tuple[int, int]:
+        if sys.platform != "win32" and self._stat is not None:
+            return parse_stat_cpu(pread_text(self._stat), _TICKS_PER_S)
+        assert self._psutil is not None
+        return host_cpu_ns(self._psutil.cpu_times()._asdict())
+
     def _memory(self) -> tuple[Value, Value]:
         if self._meminfo is not None:
             return parse_meminfo(pread_text(self._meminfo))
@@ -194,9 +207,10 @@ class SystemProbe:
         """Close the files."""
         for tree in self._trees or ():
             tree.close()
-        if self._meminfo is not None:
-            os.close(self._meminfo)
-        self._psutil = self._trees = self._meminfo = None
+        for file in (self._meminfo, self._stat):
+            if file is not None:
+                os.close(file)
+        self._psutil = self._trees = self._meminfo = self._stat = None
 
 
 def _gaps_of_platform(platform: str) -> Mapping[str, str]:

@@ -23,6 +23,7 @@ from benchfleet_agent.probes.system import (
     in_foreign_pid_namespace,
     machine_facts,
     parse_meminfo,
+    parse_stat_cpu,
 )
 
 S = 1_000_000_000
@@ -39,6 +40,12 @@ def test_host_cpu_counts_guest_time_once_and_disk_waits_as_idle() -> None:
     assert host_cpu_ns({**linux, "guest": 3.0, "guest_nice": 0}) == (16 * S, 100 * S)
     windows = {"user": 10.0, "system": 5.0, "idle": 85.0, "interrupt": 1.0, "dpc": 1.0}
     assert host_cpu_ns(windows) == (15 * S, 100 * S)
+
+
+def test_the_kernels_own_line_says_what_psutil_says() -> None:
+    text = "cpu  1000 200 300 8000 400 0 50 50 300 0\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 5\n"
+
+    assert parse_stat_cpu(text, 100) == (16 * S, 100 * S)
 
 
 def test_the_metrics_are_in_the_registry() -> None:
