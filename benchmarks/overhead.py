@@ -192,6 +192,7 @@ def speed(pairs: int, max_tokens: int, model: str) -> tuple[list[Finding], list[
                 if done.done():
                     done.result()
                     raise RuntimeError("the job ended before it measured anything")
+            time.sleep(SETTLE_S)  # the first requests after a load
             slices, share, memory_mb = _take_turns(agent, pairs)
             stub.CancelJob(agent_service_pb2.CancelJobRequest(job_id=job_id))
             done.result()
@@ -265,7 +266,6 @@ def _start_job(stub: agent_service_pb2_grpc.AgentServiceStub, max_tokens: int, m
         model=model,
         prompt_set="steam",
         round_count=1,
-        warmup_round_count=1,
         concurrency=1,
         stream=True,
         sampling=job_pb2.SamplingSpec(max_tokens=max_tokens, temperature=0.0, seed=1),
