@@ -25,12 +25,12 @@ demo: .venv/.ready  ## the main job on this machine: two agents, Foundry Local, 
 
 test: .venv/.ready  ## all tests that need no more than a few minutes, on the real Foundry Local runtime
 	$(BIN)/python -m pytest -m "not slow and not live" --numprocesses 2 tests/unit
-	$(BIN)/python -m pytest -m "not slow and not live and not timing" --numprocesses 3 --dist loadfile tests/integration
+	$(BIN)/python -m pytest -m "not slow and not live and not timing" --numprocesses 3 --dist loadfile \
+	  tests/fuzz tests/integration
 	$(BIN)/python -m pytest -m "timing and not slow and not live" tests/integration
-	$(BIN)/python -m pytest -m "not slow and not live" tests/fuzz
 
-test-slow: .venv/.ready  ## the slow tests: the demo, the real model's build, reports in Chromium
-	$(BIN)/python -m pytest -m "slow and not live" --numprocesses 2 --dist loadfile
+test-slow: .venv/.ready  ## what takes longer: whole jobs in every variety, faults, TLS, the demo, reports in Chromium
+	$(BIN)/python -m pytest -m "slow and not live" --numprocesses 3 --dist loadfile
 
 test-faults: .venv/.ready  ## each kind of fault at least once with real processes, by a new seed (hundreds: docs/faults.md)
 	$(BIN)/python -m pytest tests/faults -m "not live"

@@ -102,7 +102,7 @@ class Agent:
         """Let the agent forget a job that is stored completely."""
         request = pb.ReleaseJobEventsRequest(job_id=job_id, committed_sequence=committed_sequence)
         with refusals(self.target):
-            await repeated(lambda: self.stub.ReleaseJobEvents(request, timeout=CALL_S))
+            await repeated(lambda: self.stub.ReleaseJobEvents(request, timeout=CALL_S), RELEASE_S)
 
 
 @contextlib.contextmanager
@@ -265,3 +265,7 @@ async def _check_listening(target: HostTarget, host: str, port: int, timeout_s: 
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+RELEASE_S = 5.0
+"""The same for telling that a job is stored: the next `benchfleet collect` tells it too, so nobody need wait long."""

@@ -69,11 +69,22 @@ async def follow(agent: Agent, job_id: str, writer: Writer, watch: Watch, *, rel
     if lost is not None:
         await writer.mark_failed(job_id, lost)
     # Of a job that goes on, or of which it holds more, the agent forgets nothing.
-    if release:
-        await agent.release(job_id, committed)
+    told = not release or await _released(agent, job_id, committed)
     if lost is not None:
         raise HostProblem(agent.target, lost)
-    await writer.mark_released(job_id)
+    if told:
+        await writer.mark_released(job_id)
+
+
+async def _released(agent: Agent, job_id: str, committed: int) -> bool:
+    """Let the agent forget a job; False: it is away. All is stored here, and the next `benchfleet collect` tells it."""
+    try:
+        await agent.release(job_id, committed)
+    except HostProblem as problem:
+        if problem.failure.reason is not Reason.HOST_UNREACHABLE:
+            raise
+        return False
+    return True
 
 
 def _crowded(error: grpc.RpcError) -> bool:

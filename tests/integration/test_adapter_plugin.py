@@ -18,6 +18,8 @@ import pytest
 from integration.conftest import AgentProcess, Benchfleet
 from integration.package_index import install_or_skip
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adapters.md"
 
 
@@ -83,7 +85,6 @@ def test_the_documented_adapter_is_benchmarked_as_any_runtime(
     assert not agent.child_pids("adapter_server")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_documented_package_is_built_and_installed_by_pip_and_found_by_an_agent(tmp_path: Path) -> None:
     source = tmp_path / "source"

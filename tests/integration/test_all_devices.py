@@ -11,6 +11,8 @@ import pytest
 from integration.conftest import AgentProcess, Benchfleet
 from integration.test_adapter_plugin import install
 
+pytestmark = pytest.mark.slow
+
 MANY = """
 import time
 

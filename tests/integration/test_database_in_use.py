@@ -15,6 +15,8 @@ import pytest
 from fakes.scored_run import recorded_answers
 from integration.conftest import AgentProcess, Benchfleet, wait_until
 
+pytestmark = pytest.mark.slow
+
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
 

@@ -24,6 +24,8 @@ from fakes.dialects.ollama import FakeOllama
 from integration.conftest import AgentProcess, Benchfleet, free_port
 from integration.package_index import install_or_skip
 
+pytestmark = pytest.mark.slow
+
 LLAMA = "xllamacpp==2026.10.11549"  # llama.cpp's own server as a Python module (MIT)
 
 
@@ -151,7 +153,6 @@ def test_the_seeds_variable_is_the_agents_endpoint(
     assert [runtime.name for runtime in Runtimes(AgentConfig()).all()][:1] == ["foundry"]  # it starts all the same
 
 
-@pytest.mark.slow
 def test_llama_cpps_own_server_runs_the_reference_models_weights(
     make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, tmp_path: Path
 ) -> None:

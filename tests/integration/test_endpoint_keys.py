@@ -16,6 +16,8 @@ from fakes.dialects import FakeServer
 from integration import conftest
 from integration.conftest import AgentProcess, Benchfleet, free_port
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-benchfleet-0123456789abcdef"
 WRONG = "sk-wrong-fedcba9876543210"
 

@@ -14,6 +14,8 @@ import pytest
 
 from integration.conftest import AgentProcess, Benchfleet, wait_until
 
+pytestmark = pytest.mark.slow
+
 if sys.platform == "win32":
     pytest.skip("these faults are POSIX signals", allow_module_level=True)
 

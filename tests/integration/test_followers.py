@@ -29,6 +29,8 @@ from fakes.specs import job_spec
 from integration.conftest import AgentProcess, free_port, wait_until
 from integration.test_tls import NOW, Lab
 
+pytestmark = pytest.mark.slow
+
 MakeAgent = Callable[..., AgentProcess]
 EVENTS = 40
 NARROW = [("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]

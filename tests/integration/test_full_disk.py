@@ -13,6 +13,8 @@ import pytest
 
 from integration.conftest import AgentProcess, Benchfleet
 
+pytestmark = pytest.mark.slow
+
 if sys.platform != "linux":
     pytest.skip("mounts a tmpfs", allow_module_level=True)
 

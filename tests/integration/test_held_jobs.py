@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchfleet.v1 import event_pb2, host_pb2, job_pb2
 from benchfleet_agent.journal import Journal
 from benchfleet_agent.recorder import job_started
 from fakes.specs import job_spec
 from integration.conftest import BIN, AgentProcess, Benchfleet, clean_environment, wait_until
+
+pytestmark = pytest.mark.slow
 
 MakeAgent = Callable[..., AgentProcess]
 RUN = ("run", "--model", "tiny-random", "--rounds", "2", "--max-tokens", "4")

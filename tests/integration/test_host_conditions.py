@@ -25,6 +25,8 @@ from fakes.dialects import serving
 from fakes.dialects.ollama import FakeOllama
 from integration.conftest import AgentProcess, Benchfleet, wait_until
 
+pytestmark = pytest.mark.slow
+
 if sys.platform == "win32":
     pytest.skip("what is killed here is killed by POSIX signals", allow_module_level=True)
 
@@ -196,7 +198,7 @@ class MemoryGroup:
     def squeeze(self) -> None:
         """Leave less than is in use, which a group that is asked for more memory answers with a kill."""
         used = int((self.path / self.usage).read_text())
-        for limit in (used * 9 // 10, used + (200 << 10)):
+        for limit in (used * 9 // 10, used):
             with contextlib.suppress(OSError):  # what cannot be freed now stays
                 (self.path / self.limit).write_text(f"{limit}")
 

@@ -24,6 +24,8 @@ from fakes.dialects import FakeServer, Reply, serving
 from fakes.events import commit_events, host
 from fakes.specs import case_spec, job_spec
 
+pytestmark = pytest.mark.slow
+
 IDLE_W, REQUEST_J = 10.0, 0.2
 
 

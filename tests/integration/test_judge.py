@@ -14,6 +14,8 @@ import pytest
 from benchfleet_controller import cli
 from fakes.scored_run import recorded_answers
 
+pytestmark = pytest.mark.slow
+
 
 class _FakeJudge(BaseHTTPRequestHandler):
     asked: ClassVar[list[dict[str, object]]] = []

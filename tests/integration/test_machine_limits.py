@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from integration.conftest import AgentProcess, Benchfleet
+
+pytestmark = pytest.mark.slow
 
 
 def test_limits_are_measured_when_asked_kept_and_stored(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
-from integration.conftest import AgentProcess, Benchfleet
+from integration.conftest import AgentProcess, Benchfleet, agents_in
 
 MakeAgent = Callable[..., AgentProcess]
 
@@ -22,10 +25,31 @@ SHOWN = {
 }  # fmt: skip
 
 
-def test_one_host_ends_in_a_table_and_rows_that_agree(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
+@dataclass(frozen=True)
+class Finished:
+    """A run on one host whose agent was stopped afterwards."""
 
-    done = benchfleet(*RUN, "--host", f"solo={agent.address}")
+    done: subprocess.CompletedProcess[str]
+    benchfleet: Benchfleet
+    agent_exit: int
+    left: list[list[str]]
+    """Command lines of the processes that the agent left behind."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path, empty_database: Path) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    benchfleet = Benchfleet(folder / "results.duckdb", empty_database)
+    with agents_in(folder, reference_cache) as make:
+        agent = make()
+        done = benchfleet(*RUN, "--host", f"solo={agent.address}")
+        code = agent.stop()
+        mine, running = str(agent.data_dir), [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    return Finished(done, benchfleet, code, [one for one in running if mine in " ".join(one)])
+
+
+def test_one_host_ends_in_a_table_and_rows_that_agree(finished: Finished) -> None:
+    done, benchfleet = finished.done, finished.benchfleet
 
     assert done.returncode == 0, done.stderr
     assert "solo" in done.stdout
@@ -51,12 +75,10 @@ def test_one_host_ends_in_a_table_and_rows_that_agree(make_agent: MakeAgent, ben
     assert benchfleet.rows("SELECT count(*), count(*) FILTER (WHERE warmup) FROM requests") == [(12, 4)]
     unmeasured = json.loads(benchfleet.rows("SELECT unmeasured FROM cases")[0][0])
     assert "NVIDIA" in unmeasured["device_memory_used_bytes"]
-    assert agent.stop() == 0
 
 
-def test_samples_belong_to_the_round_they_were_taken_in(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
-    benchfleet(*RUN, "--host", f"solo={agent.address}")
+def test_samples_belong_to_the_round_they_were_taken_in(finished: Finished) -> None:
+    benchfleet = finished.benchfleet
 
     strays = benchfleet.rows(
         "SELECT count(*) FROM samples s JOIN rounds r USING (round_id) "
@@ -91,11 +113,8 @@ def test_two_agents_on_one_machine_take_turns_and_are_compared(make_agent: MakeA
     assert all({"value", "interval", "ratio", "verdict"} <= set(row) for row in rows)
 
 
-def test_reports_are_written_in_every_format_and_never_over_a_file(
-    make_agent: MakeAgent, benchfleet: Benchfleet, tmp_path: Path
-) -> None:
-    agent = make_agent()
-    benchfleet(*RUN, "--host", f"solo={agent.address}")
+def test_reports_are_written_in_every_format_and_never_over_a_file(finished: Finished, tmp_path: Path) -> None:
+    benchfleet = finished.benchfleet
 
     for ending in ("md", "csv", "json", "html", "parquet"):
         assert benchfleet("report", "last", "-o", str(tmp_path / f"r.{ending}")).returncode == 0
@@ -144,7 +163,9 @@ def test_an_agent_stopped_in_the_middle_ends_the_job_with_its_reason(
     make_agent: MakeAgent, benchfleet: Benchfleet
 ) -> None:
     agent = make_agent()
-    process = benchfleet.start("run", "--model", "tiny-random", "--rounds", "5000", "--host", f"solo={agent.address}")
+    process = benchfleet.start(
+        "run", "--model", "tiny-random", "--rounds", "5000", "--max-tokens", "8", "--host", f"solo={agent.address}"
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "round" in line:
@@ -163,12 +184,5 @@ def test_an_agent_stopped_in_the_middle_ends_the_job_with_its_reason(
     assert not agent.child_pids("foundry")
 
 
-def test_nothing_of_an_agent_survives_its_clean_stop(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
-    benchfleet(*RUN, "--host", f"solo={agent.address}")
-
-    assert agent.stop() == 0
-
-    mine = str(agent.data_dir)
-    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if mine in " ".join(p.info["cmdline"] or ())]
-    assert left == []
+def test_nothing_of_an_agent_survives_its_clean_stop(finished: Finished) -> None:
+    assert (finished.agent_exit, finished.left) == (0, [])

@@ -9,6 +9,8 @@ import pytest
 
 from integration.conftest import AgentProcess, Benchfleet
 
+pytestmark = pytest.mark.slow
+
 MakeAgent = Callable[..., AgentProcess]
 RUN = ("run", "--model", "tiny-random", "--max-tokens", "4", "--prompt", "Hello.", "--prompt", "Bye.")
 

@@ -18,6 +18,7 @@ from integration.conftest import AgentProcess, Benchfleet, wait_until
 from integration.test_foundry_reasoning import CHUNKS, CONTENT, COUNTED, MARKERS, REASONING, THINKER, write_models
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("foundry_local_sdk") is None, reason="needs foundry-local-sdk"),
     pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="building the tiny model needs onnx"),
 ]

@@ -23,6 +23,8 @@ from benchfleet_controller.authority import Authority
 from benchfleet_controller.certificates import new_key
 from integration.conftest import BIN, AgentProcess, Benchfleet, clean_environment, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 MakeAgent = Callable[..., AgentProcess]
 DAY = datetime.timedelta(days=1)
 NOW = datetime.datetime.now(datetime.UTC)

@@ -196,6 +196,21 @@ def test_any_other_refusal_ends_following_and_leaves_the_job_as_it_is() -> None:
     assert store.jobs["job"] == ("running", 3, False)
 
 
+def test_an_agent_that_is_gone_when_all_is_stored_loses_nothing_and_is_told_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet, "RELEASE_S", -1.0)
+    stub, store = FakeStub(events(1, 5, end=True)), FakeStore(job=("pending", 0, False))
+    monkeypatch.setattr(stub, "ReleaseJobEvents", gone)
+
+    assert carry_out(stub, store) is None
+    assert store.jobs["job"] == ("finished", 5, False), "still to be released"
+
+
+async def gone(*_: object, **__: object) -> pb.ReleaseJobEventsResponse:
+    raise refused(grpc.StatusCode.UNAVAILABLE)
+
+
 def test_a_copy_leaves_the_events_where_they_are() -> None:
     stub, store = FakeStub(events(1, 5, end=True)), FakeStore(job=("pending", 0, False))
 

@@ -152,6 +152,7 @@ def test_hostile_text_never_becomes_markup(tmp_path: Path, page: _Parsed) -> Non
     assert "\u202e" not in hostile.text
 
 
+@pytest.mark.slow
 def test_a_large_run_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     data = _data(tmp_path, rounds=11, requests=60, samples=3000, tokens=200)
     text = render_html(data)
@@ -177,6 +178,7 @@ def test_a_run_that_reached_no_host_still_has_a_page() -> None:
     assert '"name": "never \\u202e ran"' in parsed.text
 
 
+@pytest.mark.slow
 def test_all_charts_can_be_written_as_images(tmp_path: Path, data: HtmlReport) -> None:
     drawn = chart_images(data, tmp_path / "charts")
     assert len(drawn) == 24

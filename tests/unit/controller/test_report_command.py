@@ -14,6 +14,7 @@ def _report(database: Path, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(("style", "begins"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+@pytest.mark.slow
 def test_markdown_shows_charts_that_lie_beside_it(tmp_path: Path, style: str, begins: bytes) -> None:
     lab_store(tmp_path / "b.duckdb", rounds=2, samples=5)
     target = tmp_path / "out" / "r.md"
@@ -26,6 +27,7 @@ def test_markdown_shows_charts_that_lie_beside_it(tmp_path: Path, style: str, be
     assert sorted(path.name for path in target.parent.iterdir()) == ["r-charts", "r.md"]
 
 
+@pytest.mark.slow
 def test_charts_are_replaced_only_when_that_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lab_store(tmp_path / "b.duckdb", rounds=2, samples=5)
     target = tmp_path / "r.md"
@@ -47,6 +49,7 @@ def test_charts_are_for_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--charts is for Markdown" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_hostile_name_stays_text_beside_charts(tmp_path: Path) -> None:
     lab_store(tmp_path / "b.duckdb", rounds=2, samples=5, name=HOSTILE)
     target = tmp_path / "r.md"
