@@ -132,10 +132,12 @@ def carry_out(
 
 
 def exit_code(campaign: Campaign, store: Store) -> int:
-    """0 all succeeded, 1 some case failed, 4 a host was lost or refused."""
+    """0 all succeeded, 1 some case failed or a job ended before its time, 4 a host was lost or refused."""
     if campaign.problems:
         return EXIT_HOST
-    failed = any(case["status"] == "failed" for case in store.case_results([campaign.run_id]))
+    failed = any(job.state in ("failed", "cancelled") for job in store.run_jobs(campaign.run_id)) or any(
+        case["status"] == "failed" for case in store.case_results([campaign.run_id])
+    )
     return EXIT_CASE_FAILED if failed else EXIT_DONE
 
 
