@@ -107,35 +107,48 @@ def rm(options: argparse.Namespace) -> int:
             say("nothing is removed")
             return 0
 
-    async def remove(agent: Agent) -> list[dict[str, Any]]:
-        rows = []
-        for one in asked:
-            with refusals(agent.target):
-                answer = await agent.stub.RemoveModel(pb.RemoveModelRequest(**one.fields()), timeout=CALL_S)
-            freed = answer.freed_bytes if answer.HasField("freed_bytes") else None
-            rows.append({"host": agent.target.name, "variant": answer.model.variant, "freed_bytes": freed})
-        return rows
+    async def remove(agent: Agent, one: Asked) -> dict[str, Any]:
+        answer = await agent.stub.RemoveModel(pb.RemoveModelRequest(**one.fields()), timeout=CALL_S)
+        freed = answer.freed_bytes if answer.HasField("freed_bytes") else None
+        return {"host": agent.target.name, "variant": answer.model.variant, "freed_bytes": freed}
 
-    rows, problems = asyncio.run(_each(chosen, remove))
-    sys.stdout.write(render_table(rows, ["host", "variant", "freed_bytes"], options.format))
-    return _tell(problems)
+    return _change(chosen, asked, remove, ["host", "variant", "freed_bytes"], options.format)
 
 
 def unload(options: argparse.Namespace) -> int:
     """Take models out of hosts' memory."""
     chosen, asked = _named(options, "unload")
 
-    async def forget(agent: Agent) -> list[dict[str, Any]]:
+    async def forget(agent: Agent, one: Asked) -> dict[str, Any]:
+        answer = await agent.stub.UnloadModel(pb.UnloadModelRequest(**one.fields()), timeout=CALL_S)
+        return {"host": agent.target.name, "variant": answer.model.variant}
+
+    return _change(chosen, asked, forget, ["host", "variant"], options.format)
+
+
+def _change(
+    chosen: tuple[HostTarget, ...],
+    asked: Sequence[Asked],
+    change: Callable[[Agent, Asked], Awaitable[dict[str, Any]]],
+    columns: list[str],
+    form: str,
+) -> int:
+    """Change one model after the other on every host, whatever was refused before; tells what was done and what not."""
+    refused: list[HostProblem] = []
+
+    async def change_all(agent: Agent) -> list[dict[str, Any]]:
         rows = []
         for one in asked:
-            with refusals(agent.target):
-                answer = await agent.stub.UnloadModel(pb.UnloadModelRequest(**one.fields()), timeout=CALL_S)
-            rows.append({"host": agent.target.name, "variant": answer.model.variant})
+            try:
+                with refusals(agent.target):
+                    rows.append(await change(agent, one))
+            except HostProblem as problem:
+                refused.append(problem)
         return rows
 
-    rows, problems = asyncio.run(_each(chosen, forget))
-    sys.stdout.write(render_table(rows, ["host", "variant"], options.format))
-    return _tell(problems)
+    rows, problems = asyncio.run(_each(chosen, change_all))
+    sys.stdout.write(render_table(rows, columns, form))
+    return _tell([*problems, *refused])
 
 
 def _named(options: argparse.Namespace, command: str) -> tuple[tuple[HostTarget, ...], list[Asked]]:

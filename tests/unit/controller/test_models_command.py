@@ -6,8 +6,11 @@ import io
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
+from benchfleet.failures import Failure, Reason
+from benchfleet.transport import refusal
 from benchfleet_controller import cli
 from benchfleet_controller.commands import UsageError
 from benchfleet_controller.commands import models as models_command
@@ -74,6 +77,31 @@ def test_rm_and_unload_take_the_model_as_last_word_or_by_flag(
     monkeypatch.setattr(models_command, "_each", ask)
     assert cli.main([*command.split(), *words.split()]) == 0
     assert seen == {"hosts": hosts, "models": models}
+
+
+@pytest.mark.parametrize("command", ["rm --yes", "unload"])
+def test_a_model_that_is_refused_hides_nothing_of_the_others(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ask(chosen: tuple[HostTarget, ...], work: Any) -> tuple[list[Any], list[Any]]:
+        async def call(request: Any, **_: float) -> Any:
+            if request.model == "phi":
+                status = refusal(grpc.StatusCode.NOT_FOUND, Failure(Reason.MODEL_NOT_FOUND, "no phi here"))
+                none = grpc.aio.Metadata()
+                trailing = grpc.aio.Metadata(*status.trailing_metadata)
+                raise grpc.aio.AioRpcError(status.code, none, trailing, details=status.details)
+            return SimpleNamespace(model=SimpleNamespace(variant=request.model), HasField=lambda _: False)
+
+        stub = SimpleNamespace(RemoveModel=call, UnloadModel=call)
+        return await work(SimpleNamespace(target=chosen[0], stub=stub)), []
+
+    monkeypatch.setattr(models_command, "_each", ask)
+
+    assert cli.main([*command.split(), "a=h:1", "--model", "qwen", "--model", "phi", "--model", "llama"]) == 4
+    printed = capsys.readouterr()
+    assert "qwen" in printed.out
+    assert "llama" in printed.out
+    assert "no phi here" in printed.err
 
 
 @pytest.mark.parametrize("command", ["rm", "unload"])
