@@ -16,7 +16,7 @@ from integration.conftest import AgentProcess, Benchfleet, agents_in
 
 MakeAgent = Callable[..., AgentProcess]
 
-RUN = ("run", "--model", "tiny-random", "--rounds", "2", "--warmup", "1", "--max-tokens", "8")
+RUN = ("run", "--model", "tiny-random", "--rounds", "2", "--warmup", "1", "--max-tokens", "48")
 SHOWN = {
     "host", "device", "runtime", "model", "variant", "status", "reason", "rounds", "requests", "failed", "ttft_p50_s",
     "ttft_p95_s", "e2e_avg_s", "e2e_p50_s", "e2e_p95_s", "itl_p50_s", "decode_tokens_per_s", "output_tokens_per_s",
@@ -65,7 +65,7 @@ def test_one_host_ends_in_a_table_and_rows_that_agree(finished: Finished) -> Non
     )
     assert case["variant"] == "tiny-random-generic-cpu:1"
     assert case["tokens_source"] == "usage"
-    assert case["output_tokens"] == 8 * 8
+    assert case["output_tokens"] == 8 * 48
     assert 0 < case["ttft_p50_s"] <= case["ttft_p95_s"] <= case["e2e_p95_s"]
     assert case["decode_tokens_per_s"] > 0
     assert case["load_s"] > 0
