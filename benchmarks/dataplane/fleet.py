@@ -41,7 +41,6 @@ class Followed:
     cpu_ratio: float
     """CPU time of the controller over wall time, of one core."""
     cpu_per_message_s: float
-    peak_rss_bytes: int
 
     @property
     def lost(self) -> int:
@@ -102,13 +101,4 @@ async def _follow_all(ports: list[int], seconds: int, path: Path) -> Followed:
         lag_max_s=float(seen.max()),
         cpu_ratio=used / took,
         cpu_per_message_s=used / len(lags),
-        peak_rss_bytes=_peak_rss_bytes(),
     )
-
-
-def _peak_rss_bytes() -> int:
-    if sys.platform == "win32":
-        raise OSError("the fleet is simulated on Linux or macOS")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

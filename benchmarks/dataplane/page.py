@@ -95,7 +95,7 @@ def page(
         large_ms=grown.large_s * 1e3,
         rows=grown.rows,
         fleets=_table(
-            ("agents", "seconds", "sent", "stored", "lost", "twice", "lag p50 (s)", "p99", "max", "CPU", "memory"),
+            ("agents", "seconds", "sent", "stored", "lost", "twice", "lag p50 (s)", "p99", "max", "CPU"),
             [_fleet_row(one) for one in fleets],
         ),
         agents=plain.agents,
@@ -133,7 +133,6 @@ def _fleet_row(one: Followed) -> tuple[str, ...]:
         f"{one.lag_p99_s:.2f}",
         f"{one.lag_max_s:.2f}",
         f"{one.cpu_ratio:.0%} of a core",
-        f"{one.peak_rss_bytes / 2**20:.0f} MiB",
     )
 
 
