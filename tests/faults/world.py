@@ -223,6 +223,8 @@ class World:
         while True:
             try:
                 with duckdb.connect(str(self.database), read_only=True) as connection:
+                    if not connection.execute("SHOW TABLES").fetchall():  # killed before the first transaction ended
+                        return []
                     return list(connection.execute(sql, parameters).fetchall())
             except duckdb.IOException:
                 if time.monotonic() > deadline:
