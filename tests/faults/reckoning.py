@@ -147,17 +147,15 @@ def reckon(
     concurrency: int,
     *,
     damage: bool = False,
-    unrecorded: int = 0,
 ) -> Tally:
     """Judge one trial.
 
     ``kills_ns``: when a process that had answers in its hands (agent, load process) was killed; ``damage``: the trial
-    damaged the file that held them, so what is missing is destroyed, not lost; ``unrecorded``: so many answers the
-    record may lack.
+    damaged the file that held them, so what is missing is destroyed, not lost.
     """
     tally = Tally()
     _find_doubles(rows, tally)
-    _find_wrong(answers, rows, tally, unrecorded)
+    _find_wrong(answers, rows, tally)
     stored = {row.sha256 for row in rows if row.status == "ok"}
     complete = _for_the_living(answers, kills_ns)
     missing = [answer for answer in complete if answer.sha256 not in stored]
@@ -200,9 +198,8 @@ def _find_doubles(rows: Sequence[Row], tally: Tally) -> None:
                 tally.problems.append(f"{kind} {value} is stored {times} times")
 
 
-def _find_wrong(answers: Iterable[Answer], rows: Iterable[Row], tally: Tally, unrecorded: int) -> None:
+def _find_wrong(answers: Iterable[Answer], rows: Iterable[Row], tally: Tally) -> None:
     known = {answer.sha256: answer for answer in answers}
-    strange: list[Row] = []
     for row in rows:
         if row.status != "ok":
             if not row.reason:
@@ -211,13 +208,11 @@ def _find_wrong(answers: Iterable[Answer], rows: Iterable[Row], tally: Tally, un
             continue
         answer = known.get(row.sha256 or "")
         if answer is None:
-            strange.append(row)
+            tally.wrong += 1
+            tally.problems.append(f"request {row.request_id} holds an answer that was never given")
         elif (row.tokens, row.prompt_tokens) != (answer.tokens, answer.prompt_tokens):
             tally.wrong += 1
             tally.problems.append(f"request {row.request_id} has other counts than answer {answer.request}")
-    if len(strange) > unrecorded:
-        tally.wrong += len(strange)
-        tally.problems += [f"request {row.request_id} holds an answer that was never given" for row in strange]
 
 
 def _judge_missing(

@@ -16,9 +16,6 @@ from .processes import SIGCONT, SIGKILL, SIGSTOP, Command, Finished, TrialFailed
 from .reckoning import Named, Tally, confine, reckon
 from .world import PROMPTS, RUN_S, World
 
-NOTED = 10
-"""Answers that a worker of the load process may note before it sees that its agent was killed: the model is tiny."""
-
 
 @dataclass(slots=True)
 class Scene:
@@ -138,16 +135,8 @@ class Scene:
             time.sleep(0.02)
         answers = world.answers(self.name, self.first_request)
         jobs = world.jobs(self.name)
-        # What an agent found of a killed one's last requests may be fetched and given back before the reader is there.
-        beside = world.setting == "foundry" and any(not seen.ended for seen in tapped.values() if seen.sequences)
         tally = reckon(
-            answers,
-            world.requests(self.name),
-            list(jobs.values()),
-            self.kills_ns,
-            self.concurrency,
-            damage=self.damage,
-            unrecorded=NOTED * self.concurrency * len(self.kills_ns) if beside else 0,
+            answers, world.requests(self.name), list(jobs.values()), self.kills_ns, self.concurrency, damage=self.damage
         )
         tally.faults = self.faults
         if self.damage:

@@ -16,6 +16,9 @@ from benchfleet.transport import CHANNEL_OPTIONS
 from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc, event_pb2
 
+_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+"""Each channel finds out for itself whether the agent is back: it must be there before a controller gives jobs back."""
+
 
 @dataclass(slots=True)
 class Seen:
@@ -50,15 +53,16 @@ class Tap:
         self._thread.join(20)
 
     def _follow(self) -> None:
-        with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
-            stub = agent_service_pb2_grpc.AgentServiceStub(channel)
-            while not self._closed.is_set():
-                with contextlib.suppress(grpc.RpcError):
+        while not self._closed.is_set():
+            with contextlib.suppress(grpc.RpcError), grpc.insecure_channel(self._address, options=_OPTIONS) as channel:
+                stub = agent_service_pb2_grpc.AgentServiceStub(channel)
+                while not self._closed.is_set():
                     for job in stub.ListJobs(pb.ListJobsRequest(), timeout=2).jobs:
                         seen = self.jobs.setdefault(job.job_id, Seen())
                         if not seen.ended:
                             self._read(stub, job.job_id, seen)
-                time.sleep(0.02)
+                    time.sleep(0.02)
+            time.sleep(0.02)
 
     def _read(self, stub: agent_service_pb2_grpc.AgentServiceStub, job_id: str, seen: Seen) -> None:
         committed = seen.sequences[-1] if seen.sequences else 0

@@ -112,13 +112,6 @@ def test_a_row_with_other_numbers_or_no_reason_is_wrong(wrong: Row) -> None:
     assert judge([answer(1)], [wrong]).wrong == 1
 
 
-def test_a_record_may_lack_so_many_answers_and_no_more() -> None:
-    rows = [row(1), row(2), row(3)]
-
-    assert reckon([answer(1)], rows, [ENDED], (), 1, unrecorded=2).wrong == 0
-    assert reckon([answer(1)], rows, [ENDED], (), 1, unrecorded=1).wrong == 2
-
-
 @pytest.mark.parametrize(
     "job", [Job("running", None, 9), Job("failed", None, 9), Job("finished", None, 8, last_sequence=9)]
 )
