@@ -82,28 +82,28 @@ def parse_process_status(text: str) -> ProcessMemory | None:
 
     Shared memory (RssShmem) counts as anonymous: no file on disk can give it back.
     """
-    rss = size_of(text, "\nVmRSS:")
+    rss = size_of(text, "VmRSS")
     if rss is None:
         return None
-    anon = size_of(text, "\nRssAnon:")  # before Linux 4.5 there is only the total
+    anon = size_of(text, "RssAnon")  # before Linux 4.5 there is only the total
     return ProcessMemory(
         rss,
-        (rss if anon is None else anon) + (size_of(text, "\nRssShmem:") or 0),
-        size_of(text, "\nRssFile:") or 0,
-        size_of(text, "\nVmSwap:"),
-        size_of(text, "\nVmHWM:"),
+        (rss if anon is None else anon) + (size_of(text, "RssShmem") or 0),
+        size_of(text, "RssFile") or 0,
+        size_of(text, "VmSwap"),
+        size_of(text, "VmHWM"),
     )
 
 
 def size_of(text: str, name: str) -> int | None:
-    """Return the size in the line that begins with ``name`` in bytes, of a ``/proc`` file that has them in kB.
+    """Return the size called ``name`` in bytes, of a ``/proc`` file that has them in kB; never its first line's.
 
     Found without a pattern: it is called some twenty times at every tick.
     """
-    begin = text.find(name)
+    begin = text.find(f"\n{name}:")
     if begin < 0:
         return None
-    begin += len(name)
+    begin += len(name) + 2
     end = text.find(" kB", begin)
     number = text[begin:end].strip()
     return int(number) * 1024 if end >= 0 and number.isdecimal() else None
@@ -275,29 +275,28 @@ class ProcessTree:
             self._roots = roots
         if roots and (relist or self._clock() >= self._list_due_ns):
             self._list()
-        total: ProcessUsage | None = None
-        count = 0
+        seen: list[ProcessUsage] = []
         for pid, process in list(self._members.items()):
             usage = process.usage()
             if usage is None:
                 self._forget(pid)
                 continue
-            count += 1
+            seen.append(usage)
             self._cpu_ns[pid] = usage.cpu_ns
             if usage.major_faults is not None:
                 self._faults[pid] = usage.major_faults
-            total = usage if total is None else ProcessUsage(*map(_plus, total, usage))
-        if total is None:
+        if not seen:
             return TreeUsage()
+        rss_bytes, anon_bytes, file_bytes, _, faults, swap_bytes, highest_bytes = map(_sum, zip(*seen, strict=True))
         return TreeUsage(
-            rss_bytes=total.rss_bytes,
-            anon_bytes=total.anon_bytes,
-            file_bytes=total.file_bytes,
+            rss_bytes=rss_bytes,
+            anon_bytes=anon_bytes,
+            file_bytes=file_bytes,
             cpu_ns=self._ended_cpu_ns + sum(self._cpu_ns.values()),
-            process_count=count,
-            major_faults=None if total.major_faults is None else self._ended_faults + sum(self._faults.values()),
-            swap_bytes=total.swap_bytes,
-            rss_highest_bytes=total.rss_highest_bytes,
+            process_count=len(seen),
+            major_faults=None if faults is None else self._ended_faults + sum(self._faults.values()),
+            swap_bytes=swap_bytes,
+            rss_highest_bytes=highest_bytes,
         )
 
     def unique_bytes(self) -> int | None:
@@ -330,11 +329,6 @@ class ProcessTree:
             process.close()
         self._members, self._cpu_ns, self._faults, self._ended_roots = {}, {}, {}, set()
         self._roots, self._ended_cpu_ns, self._ended_faults, self._list_due_ns = (), 0, 0, 0
-
-
-def _plus(one: Any, other: Any) -> Any:
-    """A sum; None: one of them is not known."""
-    return None if one is None or other is None else one + other
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

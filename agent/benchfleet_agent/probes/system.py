@@ -58,8 +58,8 @@ class MachineFacts:
 
 def parse_meminfo(text: str) -> tuple[int | None, int]:
     """Return (available, swap used) bytes from ``/proc/meminfo``; available is None before Linux 3.14."""
-    swap = (size_of(text, "\nSwapTotal:") or 0) - (size_of(text, "\nSwapFree:") or 0)
-    return size_of(text, "\nMemAvailable:"), swap
+    swap = (size_of(text, "SwapTotal") or 0) - (size_of(text, "SwapFree") or 0)
+    return size_of(text, "MemAvailable"), swap
 
 
 def parse_stat_cpu(text: str, ticks_per_s: int) -> tuple[int, int]:
