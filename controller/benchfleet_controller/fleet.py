@@ -32,6 +32,8 @@ RESOLVE_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 RETRY_S = 20.0
 """How long a call that may be repeated is repeated over a broken connection."""
+RELEASE_S = 5.0
+"""The same for telling that a job is stored: the next `benchfleet collect` tells it too, so nobody need wait long."""
 
 _T = TypeVar("_T")
 
@@ -265,7 +267,3 @@ async def _check_listening(target: HostTarget, host: str, port: int, timeout_s: 
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-
-
-RELEASE_S = 5.0
-"""The same for telling that a job is stored: the next `benchfleet collect` tells it too, so nobody need wait long."""
