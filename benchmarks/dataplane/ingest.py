@@ -27,10 +27,9 @@ RAW_BATCH = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class Ingested:
-    """One size of commits."""
+class Rates:
+    """The program's way of storing rows, and DuckDB's own."""
 
-    rows_per_commit: int
     rows_per_s: float
     raw_rows_per_s: float
     """DuckDB's insert of the same rows into the same table from arrays, on a connection that stays open."""
@@ -41,18 +40,18 @@ class Ingested:
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
-    """What jobs left to fetch, fetched by the program at its own pace."""
+class Ingested(Rates):
+    """One size of commits."""
+
+    rows_per_commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog(Rates):
+    """What jobs left to fetch, fetched by the program at its own pace; DuckDB's own takes `RAW_BATCH` at a time."""
 
     jobs: int
     rows: int
-    rows_per_s: float
-    raw_rows_per_s: float
-    """DuckDB's insert of the same rows from arrays, `RAW_BATCH` at a time, on a connection that stays open."""
-
-    @property
-    def ratio(self) -> float:
-        return self.rows_per_s / self.raw_rows_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def ingest(directory: Path, jobs: int, seconds: int, commits: int = 20) -> Inges
             begun = time.perf_counter()
             _insert(connection, columns)
             raw.append(time.perf_counter() - begun)
-    return Ingested(rows, rows / float(np.median(ours)), rows / float(np.median(raw)))
+    return Ingested(rows / float(np.median(ours)), rows / float(np.median(raw)), rows)
 
 
 def backlog(directory: Path, jobs: int, rows: int) -> Backlog:
@@ -126,7 +125,7 @@ def backlog(directory: Path, jobs: int, rows: int) -> Backlog:
             begun = time.perf_counter()
             _insert(connection, batch)
             raw += time.perf_counter() - begun
-    return Backlog(jobs, rows, rows / took, rows / raw)
+    return Backlog(rows / took, rows / raw, jobs, rows)
 
 
 class _Wire:

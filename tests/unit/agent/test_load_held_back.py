@@ -48,6 +48,13 @@ SMALL = [(bytes([number]), 300) for number in range(3)]
 LARGE = (b"x" * LARGE_READ_BYTES, LARGE_READ_BYTES)
 
 
+def watched(wire: Wire, deadlines: list[int]) -> Iterator[bytes]:
+    """The parts of a wire; notes the deadline that is in force after each."""
+    for part in wire.parts():
+        yield part
+        deadlines.append(wire.exchange.deadline_ns)
+
+
 def test_small_reads_are_parsed_as_they_arrive() -> None:
     wire = Wire(*SMALL)
 
@@ -86,15 +93,9 @@ def test_what_is_held_is_bounded() -> None:
 def test_old_parts_that_make_room_do_not_set_the_deadline_back() -> None:
     wire = Wire(*[(b"x" * (MAXIMUM_HELD_BYTES // 4), LARGE_READ_BYTES)] * 6)
     wire.exchange.total_limit_ns = 1_000_000_000
-    deadlines = []
-    parts = wire.parts()
+    deadlines: list[int] = []
 
-    def watched() -> Iterator[bytes]:
-        for part in parts:
-            yield part
-            deadlines.append(wire.exchange.deadline_ns)
-
-    for _ in held_back(watched(), wire.exchange):
+    for _ in held_back(watched(wire, deadlines), wire.exchange):
         wire.exchange.move_on()  # as whoever parses does for a token
 
     assert deadlines == [n * 1_000_000 + 50 for n in range(1, 7)]
@@ -111,15 +112,9 @@ def test_a_failure_comes_after_what_had_arrived() -> None:
 
 def test_while_nobody_parses_every_read_moves_the_deadline_on_up_to_the_last() -> None:
     wire = Wire(LARGE, SMALL[0], SMALL[1])
-    deadlines = []
-    parts = wire.parts()
+    deadlines: list[int] = []
 
-    def watched() -> Iterator[bytes]:
-        for part in parts:
-            yield part
-            deadlines.append(wire.exchange.deadline_ns)
-
-    list(held_back(watched(), wire.exchange))
+    list(held_back(watched(wire, deadlines), wire.exchange))
 
     assert deadlines == [1_000_050, 2_000_050, 3_000_010]
 

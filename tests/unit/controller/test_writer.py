@@ -8,7 +8,6 @@ from typing import cast
 import pytest
 
 from benchfleet.v1 import event_pb2
-from benchfleet_controller import writer
 from benchfleet_controller.store import SequenceGap, Store
 from benchfleet_controller.writer import Writer
 
@@ -47,6 +46,13 @@ def _writer(store: FakeStore) -> Writer:
     return Writer(cast("Store", store), period_s=0)
 
 
+async def _begun(writer: Writer, job: str, inbox: list[event_pb2.Event]) -> asyncio.Task[list[event_pb2.Event]]:
+    """A follower that waits for its commit."""
+    task = asyncio.create_task(writer.commit(job, inbox))
+    await asyncio.sleep(0)
+    return task
+
+
 def _sequences(events: list[event_pb2.Event]) -> list[int]:
     return [event.sequence for event in events]
 
@@ -57,8 +63,7 @@ def test_what_waits_during_a_commit_goes_into_the_next_one_together() -> None:
     async def go() -> list[list[event_pb2.Event]]:
         writer = _writer(store)
         store.go.clear()
-        first = asyncio.create_task(writer.commit("a", _events(1)))
-        await asyncio.sleep(0)
+        first = await _begun(writer, "a", _events(1))
         others = [asyncio.create_task(writer.commit(f"b{index}", _events(1, 2))) for index in range(100)]
         await asyncio.sleep(0)
         store.go.set()
@@ -74,11 +79,9 @@ def test_what_arrives_before_a_commit_begins_goes_with_it() -> None:
     async def go() -> list[event_pb2.Event]:
         writer = _writer(store)
         store.go.clear()
-        first = asyncio.create_task(writer.commit("a", _events(1)))
-        await asyncio.sleep(0)
+        first = await _begun(writer, "a", _events(1))
         inbox = _events(1)
-        waiting = asyncio.create_task(writer.commit("b", inbox))
-        await asyncio.sleep(0)
+        waiting = await _begun(writer, "b", inbox)
         inbox.extend(_events(2, 3))
         store.go.set()
         await first
@@ -110,10 +113,8 @@ def test_a_follower_that_is_cancelled_takes_its_waiting_events_back() -> None:
     async def go() -> None:
         writer = _writer(store)
         store.go.clear()
-        first = asyncio.create_task(writer.commit("a", _events(1)))
-        await asyncio.sleep(0)
-        waiting = asyncio.create_task(writer.commit("b", _events(1)))
-        await asyncio.sleep(0)
+        first = await _begun(writer, "a", _events(1))
+        waiting = await _begun(writer, "b", _events(1))
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -131,10 +132,8 @@ def test_a_commit_that_runs_ends_although_its_follower_is_cancelled() -> None:
     async def go() -> list[event_pb2.Event]:
         writer = _writer(store)
         store.go.clear()
-        first = asyncio.create_task(writer.commit("a", _events(1)))
-        await asyncio.sleep(0)
-        other = asyncio.create_task(writer.commit("b", _events(1)))
-        await asyncio.sleep(0)
+        first = await _begun(writer, "a", _events(1))
+        other = await _begun(writer, "b", _events(1))
         first.cancel()
         store.go.set()
         with pytest.raises(asyncio.CancelledError):
@@ -148,18 +147,18 @@ def test_a_commit_that_runs_ends_although_its_follower_is_cancelled() -> None:
 def _drain(store: FakeStore, jobs: int, messages: int) -> list[int]:
     """Followers of jobs, each with messages that it commits one after the other; how many each had stored."""
 
-    async def follower(its: Writer, job: str) -> int:
-        return sum([len(await its.commit(job, _events(number))) for number in range(1, messages + 1)])
+    async def follower(writer: Writer, job: str) -> int:
+        return sum([len(await writer.commit(job, _events(number))) for number in range(1, messages + 1)])
 
     async def go() -> list[int]:
-        its = Writer(cast("Store", store), period_s=0)
-        return list(await asyncio.gather(*(follower(its, f"j{index}") for index in range(jobs))))
+        writer = _writer(store)
+        return list(await asyncio.gather(*(follower(writer, f"j{index}") for index in range(jobs))))
 
     return asyncio.run(go())
 
 
 def test_a_backlog_is_worked_off_while_the_file_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BACKLOG", 10)
+    monkeypatch.setattr("benchfleet_controller.writer.BACKLOG", 10)
     store = FakeStore()
 
     assert _drain(store, jobs=10, messages=5) == [5] * 10
@@ -175,8 +174,8 @@ def test_what_comes_live_lets_go_of_the_file_between_commits() -> None:
 
 
 def test_a_long_backlog_lets_readers_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BACKLOG", 1)
-    monkeypatch.setattr(writer, "LONGEST_HOLD_S", 0.0)
+    monkeypatch.setattr("benchfleet_controller.writer.BACKLOG", 1)
+    monkeypatch.setattr("benchfleet_controller.writer.LONGEST_HOLD_S", 0.0)
     store = FakeStore()
 
     assert _drain(store, jobs=1, messages=3) == [3]
@@ -184,16 +183,14 @@ def test_a_long_backlog_lets_readers_in_between(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_backlog_had_stored_before_a_failure_stays_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BACKLOG", 1)
+    monkeypatch.setattr("benchfleet_controller.writer.BACKLOG", 1)
     store = FakeStore()
 
     async def go() -> tuple[list[event_pb2.Event], BaseException | list[event_pb2.Event]]:
-        its = Writer(cast("Store", store), period_s=0)
+        writer = _writer(store)
         store.go.clear()
-        first = asyncio.create_task(its.commit("a", _events(1)))
-        await asyncio.sleep(0)
-        second = asyncio.create_task(its.commit("bad", _events(1)))
-        await asyncio.sleep(0)
+        first = await _begun(writer, "a", _events(1))
+        second = await _begun(writer, "bad", _events(1))
         store.go.set()
         return await first, (await asyncio.gather(second, return_exceptions=True))[0]
 
