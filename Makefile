@@ -78,7 +78,7 @@ bench-timing: .venv/.ready  ## how true our time stamps are: budgets, then again
 	$(BIN)/python -m benchmarks.peers --write docs/timing.md
 
 bench-overhead: .venv/.ready  ## what sampling and an agent at rest cost (docs/overhead.md)
-	$(BIN)/python benchmarks/overhead.py --write docs/overhead.md
+	$(BIN)/python -m benchmarks.overhead --write docs/overhead.md
 
 bench-dataplane: .venv/.ready  ## ingest, fleets of up to 1,000 simulated agents, what TLS costs (docs/dataplane.md)
 	$(BIN)/python -m benchmarks.dataplane --write docs/dataplane.md

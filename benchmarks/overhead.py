@@ -4,11 +4,11 @@ Four parts, each against its target where it has one:
 
 - the agent at rest: resident memory and CPU time of a served agent that nobody asks anything;
 - sampling: CPU time of the sampler's thread with the default probes at 100 ms, looking at a busy process tree;
-- the agent in a job: its memory and CPU time while it samples, keeps the journal and streams;
-- the model: tokens/s of the real runtime with the reference model, with an agent that reads every 100 ms, keeps its
-  journal and streams, and while that agent is stopped, in slices of a second and a half in turn: A B B A.
+- the agent in a job: its memory, and its CPU time with sampling on and off;
+- the model: tokens/s of the real runtime with the reference model, with the agent's sampling every 100 ms on and off,
+  in slices of a second and a half in turn: A B B A. Everything else the agent does goes on in both.
 
-    python benchmarks/overhead.py --write docs/overhead.md
+    python -m benchmarks.overhead --write docs/overhead.md
 
 Exit code 1 when a target is missed. Needs an idle machine: on a busy one the ratio's interval holds both sides of its
 target, and the verdict is that nothing can be said.
@@ -35,6 +35,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import psutil
+from benchmarks.pausable_agent import REST, SAMPLE
 
 from benchfleet.v1 import agent_service_pb2, agent_service_pb2_grpc, event_pb2, job_pb2
 from benchfleet_agent.probes import Targets, default_probes, describe
@@ -46,8 +47,8 @@ REST_MB, REST_RATIO, SAMPLING_RATIO, SPEED_RATIO = 60.0, 0.002, 0.01, 0.99
 SETTLE_S = 5.0
 PERIOD_MS = 100
 SLICE_S, GUARD_S = 1.5, 0.05
-"""Long enough for a hundred tokens, shorter than what the machine's speed needs to drift; no watchdog takes so short a
-stop for a hung call. Tokens so near to the edge of a slice count for neither side."""
+"""Long enough for a hundred tokens, shorter than what the machine's speed needs to drift. Tokens so near to the edge of
+a slice count for neither side."""
 LONGEST_S = 3600.0
 """How long the job would last; it is cancelled."""
 QUIET_RATIO = 0.05
@@ -57,7 +58,7 @@ TEXT = "Explain how a steam engine turns heat into motion, step by step, for som
 PAGE = """\
 # What measuring costs
 
-Written by `python benchmarks/overhead.py --write docs/overhead.md` on {date}: {machine}, Python {python}.
+Written by `python -m benchmarks.overhead --write docs/overhead.md` on {date}: {machine}, Python {python}.
 
 {others}
 
@@ -65,7 +66,8 @@ Written by `python benchmarks/overhead.py --write docs/overhead.md` on {date}: {
 | --- | --- | --- | --- |
 {rows}
 
-In a job: the agent's own process while it was not stopped (below), its children (load process, runtime) apart.
+In a job: the agent's own process, its children (load process, runtime) apart; with sampling off it keeps the journal of
+the requests and streams it, with sampling on that of the readings as well.
 
 At rest: an agent started with `benchfleet-agent serve`, {settle_s:g} s after it listens, over {seconds:g} s; most
 systems count CPU time in ticks of 10 ms.
@@ -75,11 +77,11 @@ Sampling: CPU time of a process that does nothing but run the sampler with the d
 of {seconds:g} s counts, all are given.
 
 Tokens/s: Foundry Local's runtime with the model {model} on all cores, asked by the load process without a pause for
-answers of up to {max_tokens} tokens. Its agent reads every {on_ms} ms, keeps its journal and streams to a follower in
-one slice of {slice_s} s, and is stopped (SIGSTOP) in the other; neither the load process nor the runtime is. A pair is
-two slices, every other pair in the other order. The rate of a slice is that of the gaps between tokens of an answer
-that lie in it. The ratio is the median over pairs, which single disturbances do not move, the interval a bootstrap of
-it. Half of the ratios lie between {lower:.3f} and {upper:.3f}.
+answers of up to {max_tokens} tokens. Its agent keeps its journal and streams to a follower throughout; it samples
+every {on_ms} ms in one slice of {slice_s} s and not in the other (`benchmarks/pausable_agent.py`). A pair is two
+slices, every other pair in the other order. The rate of a slice is that of the gaps between tokens of an answer that
+lie in it. The ratio is the median over pairs, which single disturbances do not move, the interval a bootstrap of it.
+Half of the ratios lie between {lower:.3f} and {upper:.3f}.
 
 ## Probes here
 
@@ -175,10 +177,10 @@ def _wait_for_tree(pid: int) -> None:
 
 
 def speed(pairs: int, max_tokens: int, model: str) -> tuple[list[Finding], list[float]]:
-    """Tokens/s beside the agent over tokens/s while it is stopped, one ratio a pair; and what the agent itself uses."""
+    """Tokens/s with sampling over tokens/s without, one ratio a pair; and what the agent itself uses."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_agent(Path(folder), "all") as address,
+        running_agent(Path(folder), "all", "benchmarks.pausable_agent") as address,
         grpc.insecure_channel(address) as channel,
     ):
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)
@@ -193,7 +195,7 @@ def speed(pairs: int, max_tokens: int, model: str) -> tuple[list[Finding], list[
                     done.result()
                     raise RuntimeError("the job ended before it measured anything")
             time.sleep(SETTLE_S)  # the first requests after a load
-            slices, share, memory_mb = _take_turns(agent, pairs)
+            slices, share_on, share_off, memory_mb = _take_turns(agent, pairs)
             stub.CancelJob(agent_service_pb2.CancelJobRequest(job_id=job_id))
             done.result()
     rates = slice_rates(_arrivals_ns(events), slices)
@@ -206,25 +208,27 @@ def speed(pairs: int, max_tokens: int, model: str) -> tuple[list[Finding], list[
     kept = True if low >= SPEED_RATIO else False if high < SPEED_RATIO else None
     return [
         Finding("agent in a job: resident", f"{memory_mb:.1f} MB", "", None),
-        Finding("agent in a job: CPU", f"{share:.2%} of a core", "", None),
-        Finding("tokens/s beside the agent / while it is stopped", measured, f"≥ {SPEED_RATIO}", kept),
+        Finding("agent in a job: CPU, sampling on", f"{share_on:.2%} of a core", "", None),
+        Finding("agent in a job: CPU, sampling off", f"{share_off:.2%} of a core", "", None),
+        Finding("tokens/s with sampling / without", measured, f"≥ {SPEED_RATIO}", kept),
     ], ratios
 
 
-def _take_turns(agent: psutil.Process, pairs: int) -> tuple[list[tuple[int, int]], float, float]:
-    """Let the agent run and stop it in turn; returns the slices, its share of a core while it ran, and its MB."""
+def _take_turns(agent: psutil.Process, pairs: int) -> tuple[list[tuple[int, int]], float, float, float]:
+    """Let the agent sample and rest from it in turn; returns the slices, its share of a core in each, and its MB."""
     slices: list[tuple[int, int]] = []
-    ran_s, before = 0.0, agent.cpu_times()
+    used_s = {True: 0.0, False: 0.0}
     for pair in range(pairs):
-        for runs in (True, False) if pair % 2 == 0 else (False, True):
-            (agent.resume if runs else agent.suspend)()
-            begun = time.perf_counter_ns()
+        for samples in (True, False) if pair % 2 == 0 else (False, True):
+            agent.send_signal(SAMPLE if samples else REST)
+            begun, before = time.perf_counter_ns(), agent.cpu_times()
             time.sleep(SLICE_S)
             slices.append((begun, time.perf_counter_ns()))
-            ran_s += SLICE_S * runs
-    agent.resume()
-    after = agent.cpu_times()
-    return slices, (after.user + after.system - before.user - before.system) / ran_s, agent.memory_info().rss / 1e6
+            after = agent.cpu_times()
+            used_s[samples] += after.user + after.system - before.user - before.system
+    agent.send_signal(SAMPLE)
+    total_s = SLICE_S * pairs
+    return slices, used_s[True] / total_s, used_s[False] / total_s, agent.memory_info().rss / 1e6
 
 
 def slice_rates(arrivals_ns: Sequence[Sequence[int]], slices: Sequence[tuple[int, int]]) -> list[float | None]:
@@ -241,7 +245,7 @@ def slice_rates(arrivals_ns: Sequence[Sequence[int]], slices: Sequence[tuple[int
 
 def _agent() -> psutil.Process:
     """The agent that was started last."""
-    (agent,) = [child for child in psutil.Process().children() if "benchfleet_agent" in " ".join(child.cmdline())]
+    (agent,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
     return agent
 
 

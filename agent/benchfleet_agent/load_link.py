@@ -64,6 +64,7 @@ class LoadLink:
                 "first_token_timeout_s": order.first_token_s,
                 "token_timeout_s": order.token_s,
                 "tokenizer_path": _tokenizer_path(endpoint.tokenizer, model_directory),
+                "tokenize_url": endpoint.tokenize_url or None,
                 "spool_path": str(self._spool) if self._spool else None,
             }
         )

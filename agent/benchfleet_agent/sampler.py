@@ -10,6 +10,7 @@ that is in it; another thread takes over the others, and the probe comes back wh
 
 from __future__ import annotations
 
+import collections
 import logging
 import threading
 import time
@@ -70,9 +71,8 @@ class Sampler:
         ]
         self._targets = Targets()
         self._label: Label | None = None
-        self._measured: set[str] = set()
         self._stalls: dict[str, str] = {}
-        self._latest: dict[tuple[str, str], tuple[int, Value]] = {}
+        self._recent: collections.deque[tuple[int, tuple[str, ...], Sequence[Reading]]] = collections.deque()
         self._dropped = 0
         self._state_lock = threading.Lock()
         self._emit_lock = threading.Lock()
@@ -136,7 +136,8 @@ class Sampler:
         """
         with self._state_lock:
             if label.case_id and (self._label is None or label.case_id != self._label.case_id):
-                self._measured.clear()
+                for track in self._tracks:
+                    track.empty = tuple(range(len(track.names)))
                 self._stalls = {name: t.reason or "" for t in self._tracks if t.stalled for name in t.names}
             self._label = label
 
@@ -184,9 +185,13 @@ class Sampler:
         oldest = self._clock() - LATEST_NS
         found: dict[str, dict[str, Value]] = {}
         with self._state_lock:
-            for (device_id, name), (sample_ns, value) in self._latest.items():
-                if sample_ns >= oldest:
-                    found.setdefault(device_id, {})[name] = value
+            recent = [entry for entry in self._recent if entry[0] >= oldest]
+        for _, names, readings in recent:
+            for reading in readings:
+                values = zip(names, reading.values, strict=True)
+                known = {name: value for name, value in values if value is not None}
+                if known:
+                    found.setdefault(reading.device_id, {}).update(known)
         return found
 
     def unmeasured(self) -> dict[str, str]:
@@ -207,7 +212,10 @@ class Sampler:
         # Where some probe reads, the absence of another vendor's driver explains nothing.
         reasons |= {name: "; ".join(found) for name, found in (absent | reads).items()}
         with self._state_lock:
-            return {name: reason for name, reason in reasons.items() if name not in self._measured} | self._stalls
+            measured = {
+                name for track in self._tracks for index, name in enumerate(track.names) if index not in track.empty
+            }
+            return {name: reason for name, reason in reasons.items() if name not in measured} | self._stalls
 
     def tick(self, generation: int | None = None) -> int:
         """Read what is due and hand on what is old enough; return when the next probe is due."""
@@ -332,12 +340,16 @@ class Sampler:
         return start + took_ns // 2, min(took_ns // 1000, 2**31 - 1), readings
 
     def _remember(self, track: Track, sample_ns: int, readings: Sequence[Reading]) -> None:
+        """Keep a reading for `latest` and `unmeasured`, which are asked seldom: nothing is sorted here."""
+        recent = self._recent
         with self._state_lock:
-            for reading in readings:
-                for name, value in zip(track.names, reading.values, strict=True):
-                    if value is not None:
-                        self._latest[reading.device_id, name] = sample_ns, value
-                        self._measured.add(name)
+            recent.append((sample_ns, track.names, readings))
+            while recent[0][0] < sample_ns - LATEST_NS:
+                recent.popleft()
+            if track.empty:
+                track.empty = tuple(
+                    index for index in track.empty if all(reading.values[index] is None for reading in readings)
+                )
 
     def _hand_on(self, batches: list[SampleBatch]) -> None:
         for batch in batches:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from benchfleet.samples import BY_NAME
-from benchfleet_agent.probes import Probe, Reading, Unavailable, Value, failure_text
+from benchfleet_agent.probes import Probe, Reading, Unavailable, Value, failure_text, require_known
 from benchfleet_agent.sample_batch import Label, SampleBatch
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Track:
             self.names = probe.metrics()
         except Exception as error:  # noqa: BLE001 - its readings will not have the shape it declared, and fail
             self.reason = failure_text(error)
+        self.empty = tuple(range(len(self.names)))
+        """Places in ``names`` of the metrics without any value in the latest case. Guarded by the sampler."""
         self.period_ns = period_ns
         self.lock = threading.Lock()
         self.due_ns = 0
@@ -93,6 +95,7 @@ class Track:
         """Find the source; raises whatever the probe raises."""
         with suppress(Exception):
             self.probe.close()
+        require_known(self.names)
         self.probe.discover()
         self.discovered = True
 

@@ -69,11 +69,11 @@ def run_demo(directory: Path, model: str, rounds: int, database: Path | None) ->
 
 
 @contextlib.contextmanager
-def running_agent(data_dir: Path, cpus: str) -> Iterator[str]:
+def running_agent(data_dir: Path, cpus: str, module: str = "benchfleet_agent") -> Iterator[str]:
     """An agent of this installation on a free loopback port while entered; its address."""
     data_dir.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{_free_port()}"
-    command = [sys.executable, "-m", "benchfleet_agent", "serve", "--listen", address, "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", module, "serve", "--listen", address, "--data-dir", str(data_dir)]
     log_path = data_dir / "agent.log"
     with log_path.open("wb") as log:
         # A session of its own: Ctrl-C is for the controller, which says what becomes of the jobs.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -155,19 +156,12 @@ class Benchfleet:
     database: Path
     empty: Path | None = None
     """A new database, copied where a run would make one: that takes half a second each time."""
+    spawned: bool = True
+    """Whether each call is a process of its own; else the command's own function is called, in a third of the time."""
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [str(BIN / "benchfleet"), *arguments]
-        if arguments[:1] == ("run",) and "--certificate" not in arguments:
-            command.append("--no-certificate")  # seconds that only its own tests need
-        if arguments[:1] == ("run",) and self.empty and not self.database.exists():
-            shutil.copy(self.empty, self.database)
-        if arguments[:1] == ("run",) and "--idle-baseline" not in arguments:
-            command += ["--idle-baseline", "0"]  # nor these, on machines that tell their power
-        if arguments and not arguments[0].startswith("-"):
-            command += ["--db", str(self.database)]
         return subprocess.Popen(
-            command,
+            [str(BIN / "benchfleet"), *self._completed(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -176,19 +170,32 @@ class Benchfleet:
         )
 
     def __call__(self, *arguments: str, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=timeout_s)
-        assert "Traceback" not in err, err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        if self.spawned:
+            process = self.start(*arguments, **environment)
+            out, err = process.communicate(timeout=timeout_s)
+            done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        else:
+            done = called(self._completed(arguments), clean_environment(**environment))
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def _completed(self, arguments: tuple[str, ...]) -> list[str]:
+        command = list(arguments)
+        if arguments[:1] == ("run",) and "--certificate" not in arguments:
+            command.append("--no-certificate")  # seconds that only its own tests need
+        if arguments[:1] == ("run",) and self.empty and not self.database.exists():
+            shutil.copy(self.empty, self.database)
+        if arguments[:1] == ("run",) and "--idle-baseline" not in arguments:
+            command += ["--idle-baseline", "0"]  # nor these, on machines that tell their power
+        if arguments and not arguments[0].startswith("-"):
+            command += ["--db", str(self.database)]
+        return command
 
     def show(self, run: str = "last") -> list[dict[str, Any]]:
-        """What ``benchfleet show --format json`` prints, in this process: it takes a third of the time."""
-        from benchfleet_controller import cli
-
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            assert cli.main(["show", run, "--format", "json", "--db", str(self.database)]) == 0
-        cases: list[dict[str, Any]] = json.loads(printed.getvalue())
+        """What ``benchfleet show --format json`` prints."""
+        done = called(["show", run, "--format", "json", "--db", str(self.database)], clean_environment())
+        assert done.returncode == 0, done.stderr
+        cases: list[dict[str, Any]] = json.loads(done.stdout)
         return cases
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -206,6 +213,26 @@ class Benchfleet:
                 time.sleep(0.05)
 
 
+def called(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What `cli.main` does with these arguments, in this process."""
+    from benchfleet_controller import cli
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with (
+        mock.patch.dict(os.environ, environment, clear=True),
+        Path(os.devnull).open() as nothing,
+        mock.patch.object(sys, "stdin", nothing),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(["benchfleet", *arguments], code, *texts)
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchfleet_controller.store import Store
@@ -216,5 +243,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def benchfleet(tmp_path: Path, empty_database: Path | None) -> Benchfleet:
-    return Benchfleet(tmp_path / "results.duckdb", empty_database)
+def benchfleet(tmp_path: Path, empty_database: Path | None, request: pytest.FixtureRequest) -> Benchfleet:
+    """A new database; commands are processes of their own where the test's file says so (``SPAWNED = True``)."""
+    spawned = bool(getattr(request.module, "SPAWNED", False))
+    return Benchfleet(tmp_path / "results.duckdb", empty_database, spawned)

@@ -186,39 +186,33 @@ class Moody:
 """
 
 
-@pytest.mark.parametrize(
-    ("mood", "reason", "words"),
-    [
-        ("refuses", "http_error", "no answer today"),
-        ("stumbles", "stream_error", "lost the thread"),
-        ("dies", "runtime_crashed", "exited with code 9"),
-        ("sleeper", "load_timeout", "was not loaded within 2 s"),
-        ("content", None, ""),
-    ],
-)
 def test_an_adapters_moods_are_told_apart(
-    site: Path,
-    make_agent: Callable[..., AgentProcess],
-    benchfleet: Benchfleet,
-    mood: str,
-    reason: str | None,
-    words: str,
+    site: Path, make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet
 ) -> None:
     install(site, "moody", {"moody": "moody:Moody"}, moody=MOODY)
     agent = make_agent()
+    moods = ("refuses", "stumbles", "dies", "sleeper", "content")
     done = benchfleet(
-        "run", "--host", f"lab={agent.address}", "--runtime", "moody", "--model", mood,
+        "run", "--host", f"lab={agent.address}", "--runtime", "moody", *(f"--model={mood}" for mood in moods),
         "--rounds", "1", "--warmup", "0", "--load-timeout", "2",
     )  # fmt: skip
-    assert done.returncode == (1 if reason else 0), done.stderr
-    (case,) = benchfleet.show()
-    found = benchfleet.rows("SELECT DISTINCT reason, message, tokens_source, text FROM requests")
-    if reason is None:
-        assert {(source, text) for _, _, source, text in found} == {("estimate", "one two")}
-    elif mood in ("refuses", "stumbles"):
-        assert {row[0] for row in found} == {reason}
-        assert all(words in row[1] for row in found)
-    else:
-        assert case["reason"] == reason
-        assert words in case["message"]
+    assert done.returncode == 1, done.stderr
+
+    cases = {case["variant"]: (case["status"], case["reason"], case["message"] or "") for case in benchfleet.show()}
+    requests: dict[str, set[tuple[Any, ...]]] = {mood: set() for mood in moods}
+    rows = "SELECT c.variant, r.reason, r.message, r.tokens_source, r.text FROM requests r JOIN cases c USING (case_id)"
+    for variant, *found in benchfleet.rows(rows):
+        requests[variant].add(tuple(found))
+
+    for mood, reason, words in (("refuses", "http_error", "no answer today"), ("stumbles", "stream_error", "lost")):
+        assert {found[0] for found in requests[mood]} == {reason}
+        assert all(words in found[1] for found in requests[mood])
+    for mood, reason, words in (
+        ("dies", "runtime_crashed", "exited with code 9"),
+        ("sleeper", "load_timeout", "was not loaded within 2 s"),
+    ):
+        assert cases[mood][:2] == ("failed", reason)
+        assert words in cases[mood][2]
+    assert cases["content"][0] == "succeeded"
+    assert {found[2:] for found in requests["content"]} == {("estimate", "one two")}
     assert not agent.child_pids("adapter_server")

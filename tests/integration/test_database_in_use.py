@@ -16,6 +16,8 @@ from fakes.scored_run import recorded_answers
 from integration.conftest import AgentProcess, Benchfleet, wait_until
 
 pytestmark = pytest.mark.slow
+SPAWNED = True
+"""Commands are processes of their own here."""
 
 HOLDER = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 

@@ -10,6 +10,9 @@ import pytest
 
 from integration.conftest import Benchfleet
 
+SPAWNED = True
+"""The command is a process of its own here."""
+
 
 @pytest.mark.slow
 def test_the_demo_compares_two_hosts_and_leaves_nothing_running(tmp_path: Path, benchfleet: Benchfleet) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchfleet_agent.load.token_counter import server_counter
 from benchfleet_agent.reference_model import TINY_VARIANT, wheel
 from benchfleet_agent.runtimes import Placement
 from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSettings
@@ -179,13 +180,17 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
             assert any(b"listening" in line for line in server.stdout)
             prompts = tmp_path / "prompts.json"
             prompts.write_text('["Say hello."]')
-            case = run_case(benchfleet, make_agent(), f"http://127.0.0.1:{port}", "weights", "--prompts", str(prompts))
+            url = f"http://127.0.0.1:{port}"
+            case = run_case(benchfleet, make_agent(), url, "weights", "--prompts", str(prompts))
+            count = server_counter({"url": f"{url}/tokenize", "model": "weights", "api_key": "none"})
+            counts = [count(text) for text in ("Say hello.", "", " hello" * 100)]
         finally:
             server.kill()
     assert case["context_length"] == 2048
     assert case["output_tokens"] == 8 * case["requests"]
     # Half of a character is a token without a chunk; which answers have one depends on their random first words.
-    assert set(case["accounting"].split("+")) <= {"consistent", "fewer_chunks_than_tokens"}
+    assert set(case["accounting"].split("+")) <= {"consistent", "several_tokens_per_chunk"}
+    assert counts == [3, 0, 100]
     assert case["decode_tokens_per_s"] > 1
     (told,) = benchfleet.rows(
         "SELECT count(*) = count(server_prefill_s), min(server_decode_s) > 0, min(server_decode_tokens) "

@@ -20,6 +20,8 @@ if sys.platform == "win32":
     pytest.skip("these faults are POSIX signals", allow_module_level=True)
 
 MakeAgent = Callable[..., AgentProcess]
+SPAWNED = True
+"""Commands are processes of their own here."""
 
 LONG_RUN = ("run", "--model", "tiny-random", "--rounds", "5000", "--warmup", "1", "--max-tokens", "8")
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchfleet.failures import Reason
-from benchfleet_agent.load.record import Accounting, StampSource, Status, TokensSource
+from benchfleet_agent.load.record import Accounting, RequestRecord, StampSource, Status, TokensSource
+from fakes.dialects import serving
+from fakes.dialects.llamacpp import FakeLlamaCpp
 from fakes.load_link import (
     LATE_NS,
     MS,
@@ -169,7 +171,38 @@ def test_tokenizer_counts_when_the_server_does_not(fake: Fake, tmp_path: Path) -
         load.child.send({"do": "open", "base_url": fake.base_url, "model": "m", "tokenizer_path": str(tmp_path / "no")})
         assert load.child.receive(10)["reason"] == Reason.INVALID_SPEC
     assert (without.tokens_source, without.output_tokens) == (TokensSource.ESTIMATE, 16)
-    none, hidden, multi = (records[tag] for tag in ("t_none", "t_hidden", "t_multi"))
+    assert_counted(*(records[tag] for tag in ("t_none", "t_hidden", "t_multi")))
+
+
+def assert_counted(none: RequestRecord, hidden: RequestRecord, multi: RequestRecord) -> None:
     assert (none.tokens_source, none.output_tokens) == (TokensSource.TOKENIZER, 16)
     assert (hidden.accounting, hidden.visible_tokens, hidden.hidden_tokens) == (Accounting.HIDDEN_TOKENS, 16, 16)
     assert (multi.accounting, multi.visible_tokens) == (Accounting.SEVERAL_TOKENS_PER_CHUNK, 16)
+
+
+def test_a_server_that_counts_when_asked_is_asked_where_its_answers_do_not_say(fake: Fake, tmp_path: Path) -> None:
+    counts = FakeLlamaCpp()
+    with serving(counts) as root, running_load(tmp_path, fake) as load:
+        load.open(tokenize_url=f"{root}/tokenize")
+        records, _ = load.round(
+            {"tag": "s_none", "usage": False, "tokens_per_chunk": 4},
+            {"tag": "s_hidden", "hidden": 16},
+            {"tag": "s_multi", "tokens_per_chunk": 4},
+            {"tag": "s_plain"},
+        )
+        asked = [body for _, path, body in counts.requests if path == "/tokenize"]
+        load.open(tokenize_url=f"{root}/no-such-path")
+        without = load.round({"tag": "s_missing", "usage": False})[0]["s_missing"]
+    assert_counted(*(records[tag] for tag in ("s_none", "s_hidden", "s_multi")))
+    assert all(body["model"] == "fake" and body["add_special"] is False for body in asked)
+    assert len(asked) == 4, "once to see that it counts, then only where it decides"
+    assert (without.tokens_source, without.output_tokens) == (TokensSource.ESTIMATE, 16)
+
+
+def test_a_server_that_stops_counting_leaves_estimates_and_the_answers(fake: Fake, tmp_path: Path) -> None:
+    with running_load(tmp_path, fake) as load:
+        with serving(FakeLlamaCpp()) as root:
+            load.open(tokenize_url=f"{root}/tokenize")
+        record = load.round({"tag": "s_gone", "usage": False})[0]["s_gone"]
+    assert record.status is Status.OK
+    assert (record.tokens_source, record.output_tokens) == (TokensSource.ESTIMATE, 16)

@@ -15,6 +15,8 @@ import pytest
 from integration.conftest import AgentProcess, Benchfleet, agents_in
 
 MakeAgent = Callable[..., AgentProcess]
+SPAWNED = True
+"""Commands are processes of their own here."""
 
 RUN = ("run", "--model", "tiny-random", "--rounds", "2", "--warmup", "1", "--max-tokens", "48")
 SHOWN = {

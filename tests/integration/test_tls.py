@@ -21,7 +21,7 @@ from benchfleet.v1 import agent_service_pb2 as pb
 from benchfleet.v1 import agent_service_pb2_grpc
 from benchfleet_controller.authority import Authority
 from benchfleet_controller.certificates import new_key
-from integration.conftest import BIN, AgentProcess, Benchfleet, clean_environment, free_port, wait_until
+from integration.conftest import BIN, AgentProcess, Benchfleet, called, clean_environment, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -234,10 +234,7 @@ def _with_access(text: str) -> str:
 
 
 def benchfleet_certs(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "benchfleet"), "certs", *arguments],
-        capture_output=True, text=True, timeout=60, env=clean_environment(),
-    )  # fmt: skip
+    return called(["certs", *arguments], clean_environment())
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(

@@ -8,7 +8,7 @@ command  fields                                                      answer
 open     base_url, api_key, model, stream, max_tokens, temperature,  opened{pid, versions, stamp_source}
          top_p, seed, concurrency, request_timeout_s,
          first_token_timeout_s, token_timeout_s, tokenizer_path,
-         spool_path
+         tokenize_url, spool_path
 round    round_id, requests [{request_id, prompt_id, messages,       request{round_id, …`RequestRecord`} for each as it
          max_tokens}], duration_s, rate_per_s, arrival, seed,        finishes, then round_finished{round_id, start_ns,
          prefix_seed (`Pace`)                                        end_ns, cpu_ns, rss_bytes}

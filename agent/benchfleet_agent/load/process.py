@@ -185,16 +185,21 @@ class Service:
 
 
 def tokenizer_of(settings: LoadSettings) -> Tokenizer | None:
-    """What counts when the server does not; None without, or when the library cannot read it.
+    """What counts when answers do not say; None without, or when the file or the server turns out not to.
 
     Raises `WorkFailed`: ``invalid_spec`` when there is no such file, ``unsupported`` without the library.
     """
-    if settings.tokenizer_path is None:
+    path = settings.tokenizer_path
+    if path is not None and not Path(path).is_file():
+        raise WorkFailed(Reason.INVALID_SPEC, f"{path} is no tokenizer.json: there is no such file")
+    if path is not None:
+        source = {"path": path}
+    elif settings.tokenize_url is not None:
+        source = {"url": settings.tokenize_url, "model": settings.model, "api_key": settings.api_key}
+    else:
         return None
-    if not Path(settings.tokenizer_path).is_file():
-        raise WorkFailed(Reason.INVALID_SPEC, f"{settings.tokenizer_path} is no tokenizer.json: there is no such file")
     try:
-        return Tokenizer(settings.tokenizer_path)
+        return Tokenizer(source)
     except WorkFailed as error:
         if error.failure.reason is Reason.UNSUPPORTED:
             raise

@@ -37,7 +37,9 @@ class LoadSettings:
     token_timeout_s: float | None = None
     """From each token to the next sign of progress; streaming only."""
     tokenizer_path: str | None = None
-    """A ``tokenizer.json`` that counts when the server does not."""
+    """A ``tokenizer.json`` that counts when answers do not say how many tokens they hold."""
+    tokenize_url: str | None = None
+    """Where the server counts when it is asked, for want of such a file (`benchfleet_agent.load.token_counter`)."""
     spool_path: Path | None = None
     """Where finished requests are noted besides (`benchfleet_agent.load.spooling`)."""
 
@@ -70,6 +72,7 @@ class LoadSettings:
             first_token_timeout_s=positive(message, "first_token_timeout_s"),
             token_timeout_s=positive(message, "token_timeout_s"),
             tokenizer_path=None if message.get("tokenizer_path") is None else _text(message, "tokenizer_path"),
+            tokenize_url=None if message.get("tokenize_url") is None else _text(message, "tokenize_url"),
             spool_path=None if message.get("spool_path") is None else Path(_text(message, "spool_path")),
         )
 

@@ -264,14 +264,18 @@ def gaps_of(probe: Probe) -> Mapping[str, str]:
     return {}
 
 
+def require_known(names: Sequence[str]) -> None:
+    """Raise ValueError when a probe declares a metric that there is not."""
+    if unknown := [name for name in names if name not in BY_NAME]:
+        raise ValueError(f"there is no metric {', '.join(sorted(unknown))}")
+
+
 def checked(names: Sequence[str], readings: Sequence[Reading]) -> tuple[Sequence[Reading], dict[str, str]]:
     """Return the readings with unusable values replaced by None, and by metric why.
 
     Unusable are NaN, infinity, what is no number or does not fit 64 bits, and a negative value where there is
     none. Raises ValueError when the shape is not what the probe declared: then no value can be trusted.
     """
-    if unknown := [name for name in names if name not in BY_NAME]:
-        raise ValueError(f"there is no metric {', '.join(sorted(unknown))}")
     faults: dict[str, str] = {}
     good: list[Reading] = []
     for reading in readings:
@@ -285,7 +289,7 @@ def checked(names: Sequence[str], readings: Sequence[Reading]) -> tuple[Sequence
                 faults[names[index]] = f"unusable value: {fault}"
                 values = (*values[:index], None, *values[index + 1 :])
         good.append(reading if values is reading.values else Reading(reading.device_id, values))
-    if len({reading.device_id for reading in good}) != len(good):
+    if len(good) > 1 and len({reading.device_id for reading in good}) != len(good):
         raise ValueError("it gave two readings of one device")
     return good, faults
 
@@ -339,6 +343,7 @@ def _describe(probe: Probe, targets: Targets, clock: Callable[[], int], reading_
             probe.read(targets)
             costs.append((clock() - start) / 1e3)
         names = probe.metrics()
+        require_known(names)
         everything = probe.read_at_edge(targets) if isinstance(probe, EdgeProbe) else probe.read(targets)
         readings, faults = checked(names, everything)
         gaps = {**faults, **gaps_of(probe)}

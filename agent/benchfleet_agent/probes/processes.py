@@ -67,8 +67,8 @@ class TreeUsage(NamedTuple):
 class Process(Protocol):
     """One running process, fixed to its identity rather than its id."""
 
-    def usage(self) -> ProcessUsage | None:
-        """Read the process; None: it ended."""
+    def usage(self, *, split: bool = True) -> ProcessUsage | None:
+        """Read the process, without ``split`` no more than is cheap; None: it ended."""
 
     def unique_bytes(self) -> int | None:
         """Read the memory that would end with the process; None: not told. Costs about 12 µs per MiB."""
@@ -128,36 +128,32 @@ _PRIVATE_SIZE = re.compile(r"^Private_(?:Clean|Dirty|Hugetlb):\s+(\d+) kB", re.M
 
 
 class LinuxProcess:
-    """A process read through kept-open files and its CPU clock.
+    """A process read through kept-open files and its CPU clock."""
 
-    With ``split`` the memory is told apart (``status``) and faults are counted (``stat``); without, only the
-    memory's sum is read (``statm``, far cheaper).
-    """
+    __slots__ = ("_clock_id", "_pages", "_pid", "_stat", "_status")
 
-    __slots__ = ("_clock_id", "_faults", "_memory", "_pid")
-
-    def __init__(self, pid: int, *, split: bool = True) -> None:
+    def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._memory = os.open(f"/proc/{pid}/{'status' if split else 'statm'}", os.O_RDONLY)
-        self._faults: int | None = None
-        if split:
-            try:
-                self._faults = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-            except OSError:
-                os.close(self._memory)
-                raise
+        files: list[int] = []
+        try:
+            files.extend(os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in ("statm", "status", "stat"))
+        except OSError:
+            for file in files:
+                os.close(file)
+            raise
+        self._pages, self._status, self._stat = files
         # clock_getcpuclockid(3) without the library call: nanoseconds, where /proc/<pid>/stat has 10 ms ticks.
         self._clock_id = (~pid << 3) | 2
 
-    def usage(self) -> ProcessUsage | None:
-        """Read memory, CPU time and faults."""
+    def usage(self, *, split: bool = True) -> ProcessUsage | None:
+        """Read memory and CPU time; with ``split`` the memory's parts and faults too, from files far more costly."""
         try:
-            text = pread_text(self._memory)
             cpu_ns = _clock_ns(self._clock_id)
-            if self._faults is None:
-                resident = int(text.split(" ", 2)[1]) * _PAGE_BYTES
+            if not split:
+                resident = int(pread_text(self._pages).split(" ", 2)[1]) * _PAGE_BYTES
                 return ProcessUsage(resident, None, None, cpu_ns) if resident else None
-            faults = parse_major_faults(pread_text(self._faults))
+            text = pread_text(self._status)
+            faults = parse_major_faults(pread_text(self._stat))
         except OSError:
             return None
         memory = parse_process_status(text)
@@ -186,9 +182,8 @@ class LinuxProcess:
 
     def close(self) -> None:
         """Close the files."""
-        os.close(self._memory)
-        if self._faults is not None:
-            os.close(self._faults)
+        for file in (self._pages, self._status, self._stat):
+            os.close(file)
 
 
 class PsutilProcess:
@@ -200,8 +195,8 @@ class PsutilProcess:
         self._error: type[Exception] = psutil.Error
         self._process: Any = psutil.Process(pid)
 
-    def usage(self) -> ProcessUsage | None:
-        """Read what one cheap call tells; it asks for no unique set size, which walks, and stalls, the process."""
+    def usage(self, *, split: bool = True) -> ProcessUsage | None:
+        """Read what one cheap call tells, whatever ``split`` says; no unique set size, which stalls the process."""
         try:
             memory, cpu = self._process.memory_info(), self._process.cpu_times()
         except (self._error, OSError):
@@ -268,8 +263,11 @@ class ProcessTree:
         self._ended_faults = 0
         self._list_due_ns = 0
 
-    def read(self, roots: tuple[int, ...], *, relist: bool = False) -> TreeUsage:
-        """Sum the processes under ``roots``; all None where no process is left or was given."""
+    def read(self, roots: tuple[int, ...], *, relist: bool = False, split: bool = True) -> TreeUsage:
+        """Sum the processes under ``roots``; all None where no process is left or was given.
+
+        Without ``split`` only what is cheap is read: resident memory, CPU time and their number.
+        """
         if roots != self._roots:
             self.close()
             self._roots = roots
@@ -277,7 +275,7 @@ class ProcessTree:
             self._list()
         seen: list[ProcessUsage] = []
         for pid, process in list(self._members.items()):
-            usage = process.usage()
+            usage = process.usage(split=split)
             if usage is None:
                 self._forget(pid)
                 continue

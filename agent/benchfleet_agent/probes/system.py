@@ -37,6 +37,8 @@ METRICS = (
     "runtime_uss_bytes",
 )
 
+_SPLIT_PERIOD_NS = 250_000_000
+"""The parts of the runtime's memory cost more than half of a reading."""
 _UNIQUE_PERIOD_NS = 5_000_000_000
 _UNIQUE_LARGEST_RSS_BYTES = 8 * 2**30
 """Counting unique memory holds the process's memory map for about 12 µs per MiB: at most 0.1 s."""
@@ -97,6 +99,7 @@ class SystemProbe:
         self._stat: int | None = None
         self._swap_due_ns = 0
         self._had_runtime = False
+        self._split_due_ns = 0
         self._unique_due_ns = 0
         self._unique_gap: str | None = None
 
@@ -107,14 +110,9 @@ class SystemProbe:
         if sys.platform == "linux":
             self._meminfo = os.open("/proc/meminfo", os.O_RDONLY)
             self._stat = os.open("/proc/stat", os.O_RDONLY)
-        runtime = ProcessTree(descendants, lambda pid: self._open(pid, split=True), self._clock)
-        load, agent = (
-            ProcessTree(lambda _: (), lambda pid: self._open(pid, split=False), self._clock) for _ in range(2)
-        )
+        runtime = ProcessTree(descendants, _open_process, self._clock)
+        load, agent = (ProcessTree(lambda _: (), _open_process, self._clock) for _ in range(2))
         self._trees = (runtime, load, agent)
-
-    def _open(self, pid: int, *, split: bool) -> Process:
-        return LinuxProcess(pid, split=split) if sys.platform == "linux" else PsutilProcess(_psutil(), pid)
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the values read."""
@@ -134,7 +132,10 @@ class SystemProbe:
         return gaps
 
     def read(self, targets: Targets) -> Sequence[Reading]:
-        """Read the host and the processes; trees are listed again at most once a second."""
+        """Read the host and the processes.
+
+        At most four times a second what the runtime's memory consists of and its page faults; at most once its tree.
+        """
         return self._read(targets, at_edge=False)
 
     def read_at_edge(self, targets: Targets) -> Sequence[Reading]:
@@ -145,10 +146,14 @@ class SystemProbe:
         if self._psutil is None or self._trees is None:
             raise Unavailable("the system probe was not discovered")
         runtime_tree, load_tree, agent_tree = self._trees
+        now = self._clock()
+        split = at_edge or now >= self._split_due_ns
+        if split:
+            self._split_due_ns = now + _SPLIT_PERIOD_NS
         cpu = self._cpu()
-        runtime = runtime_tree.read(targets.runtime_pids, relist=at_edge)
-        load = load_tree.read(() if targets.load_pid is None else (targets.load_pid,))
-        agent = agent_tree.read((os.getpid(),))
+        runtime = runtime_tree.read(targets.runtime_pids, relist=at_edge, split=split)
+        load = load_tree.read(() if targets.load_pid is None else (targets.load_pid,), split=False)
+        agent = agent_tree.read((os.getpid(),), split=False)
         self._had_runtime = bool(targets.runtime_pids)
         return [
             Reading(
@@ -275,6 +280,10 @@ def in_foreign_pid_namespace(link: Path = Path("/proc/self/ns/pid")) -> bool:
         return str(link.readlink()) != "pid:[4026531836]"
     except OSError:
         return False
+
+
+def _open_process(pid: int) -> Process:
+    return LinuxProcess(pid) if sys.platform == "linux" else PsutilProcess(_psutil(), pid)
 
 
 def _psutil() -> ModuleType:

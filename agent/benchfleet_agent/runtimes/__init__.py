@@ -101,6 +101,8 @@ class Endpoint:
     """Not on the agent's host: no process metrics, and latencies include the network."""
     tokenizer: Path | None = None
     """The model's ``tokenizer.json`` where it is known apart from the model's directory."""
+    tokenize_url: str = ""
+    """Where the server counts a text's tokens when it is asked, as llama.cpp's does; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)

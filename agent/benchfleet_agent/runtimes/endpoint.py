@@ -224,7 +224,9 @@ class EndpointRuntime:
         known = self._settings.tokenizers
         tokenizer = known.get(model.variant) or known.get(model.alias) or known.get("*")
         away = is_remote(ready.base_url) or remote
-        return Endpoint(ready.base_url, ready.name, self._settings.api_key, away, tokenizer)
+        dialect = self.dialect()
+        tokenize_url = f"{dialect.client.root}{dialect.tokenize_path}" if dialect.tokenize_path else ""
+        return Endpoint(ready.base_url, ready.name, self._settings.api_key, away, tokenizer, tokenize_url)
 
     def owner(self, dialect: Dialect) -> port_owner.PortOwner:
         """The server's processes on this host."""

@@ -32,6 +32,8 @@ class FakeLlamaCpp(FakeServer):
             settings = {"params": {"seed": 4_294_967_295, "temperature": 0.8}, "n_ctx": 2048}
             said = {"default_generation_settings": settings, "total_slots": 1, "model_path": PATH}
             return Reply({**said, "model_ftype": "Q4_1", "build_info": "b11549-0123abc"})
+        if (method, path) == ("POST", "/tokenize"):
+            return Reply({"tokens": list(range(len(body["content"].split())))})
         if (method, path) == ("GET", "/v1/models"):
             return Reply({"models": [], "object": "list", "data": [self._entry()]})
         return None

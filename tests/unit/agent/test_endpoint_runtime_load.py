@@ -80,3 +80,11 @@ def test_without_one_there_is_none() -> None:
     session, dialect = slow_session()
     dialect.let.set()
     assert session.load(10.0).endpoint.tokenizer is None
+
+
+@pytest.mark.parametrize(("path", "url"), [("/tokenize", "http://127.0.0.1:9/tokenize"), ("", "")])
+def test_where_a_server_counts_texts_goes_with_its_models(monkeypatch: pytest.MonkeyPatch, path: str, url: str) -> None:
+    monkeypatch.setattr(SlowDialect, "tokenize_path", path)
+    session, dialect = slow_session()
+    dialect.let.set()
+    assert session.load(10.0).endpoint.tokenize_url == url

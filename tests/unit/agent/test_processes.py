@@ -81,8 +81,8 @@ class FakeProcess:
         self.closed = False
         self.unique: int | None = 7
 
-    def usage(self) -> ProcessUsage | None:
-        return self.now
+    def usage(self, *, split: bool = True) -> ProcessUsage | None:
+        return self.now if split or self.now is None else ProcessUsage(self.now.rss_bytes, None, None, self.now.cpu_ns)
 
     def unique_bytes(self) -> int | None:
         return self.unique
@@ -208,6 +208,26 @@ def test_a_real_process_on_linux() -> None:
     assert usage.swap_bytes is not None
     assert (usage.rss_highest_bytes or 0) >= usage.rss_bytes * 0.95
     assert 1_000_000 < (unique or 0) <= usage.rss_bytes * 1.05
+
+
+def test_without_the_split_a_tree_says_what_is_cheap() -> None:
+    machine = FakeMachine()
+    machine.add(1, rss=100, cpu_ns=7, faults=3)
+    machine.add(2, rss=50, cpu_ns=5, faults=4)
+    machine.children = (2,)
+    assert machine.tree.read((1,), split=False) == TreeUsage(rss_bytes=150, cpu_ns=12, process_count=2)
+    assert machine.tree.read((1,)).major_faults == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_cheap_file_tells_the_same_memory() -> None:
+    process = LinuxProcess(os.getpid())
+    whole, cheap = process.usage(), process.usage(split=False)
+    process.close()
+    assert whole is not None
+    assert cheap is not None
+    assert cheap.rss_bytes == pytest.approx(whole.rss_bytes, rel=0.02)
+    assert cheap == ProcessUsage(cheap.rss_bytes, None, None, cheap.cpu_ns)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

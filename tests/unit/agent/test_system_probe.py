@@ -125,6 +125,32 @@ def _uss(probe: SystemProbe, *, at_edge: bool = True) -> float | None:
     return dict(zip(METRICS, reading.values, strict=True))["runtime_uss_bytes"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="one call tells all elsewhere")
+def test_parts_of_the_runtimes_memory_are_read_four_times_a_second_and_at_edges() -> None:
+    clock = Clock()
+    probe = SystemProbe(clock)
+    probe.discover()
+    costly = {
+        "runtime_anon_bytes", "runtime_file_bytes", "runtime_major_faults", "runtime_swap_bytes",
+        "runtime_rss_highest_bytes",
+    }  # fmt: skip
+
+    def told(*, at_edge: bool = False) -> set[str]:
+        targets = Targets(runtime_pids=(os.getpid(),), load_pid=os.getpid())
+        (reading,) = probe.read_at_edge(targets) if at_edge else probe.read(targets)
+        names = {name for name, value in zip(METRICS, reading.values, strict=True) if value is not None}
+        assert set(METRICS) - costly - {"runtime_uss_bytes"} <= names, "the rest is there at every tick"
+        return names & costly
+
+    assert told(at_edge=True) == costly
+    clock.now += S // 4 - 1
+    assert told() == set()
+    assert told(at_edge=True) == costly
+    clock.now += S // 4
+    assert told() == costly
+    probe.close()
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="not read there")
 def test_unique_memory_is_read_at_edges_only_and_at_most_every_5_s() -> None:
     clock = Clock()

@@ -42,6 +42,8 @@ class Dialect:
     """Whether one alias stands for a variant for each device."""
     health_path: ClassVar[str] = ""
     """A path under the root that is answered at once; empty: the listing."""
+    tokenize_path: ClassVar[str] = ""
+    """A path under the root that counts a text's tokens (`Endpoint.tokenize_url`); empty: there is none."""
     advice: ClassVar[str] = "use the program that runs it"
     """Who can do what this dialect cannot."""
 

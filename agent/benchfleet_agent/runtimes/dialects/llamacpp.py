@@ -29,6 +29,7 @@ class LlamaCpp(Dialect):
         {"list", "timings", "usage_in_stream", "exact_token_count", "prefix_cache_control"}
     )
     health_path: ClassVar[str] = "/health"
+    tokenize_path: ClassVar[str] = "/tokenize"
     advice: ClassVar[str] = "start llama-server with another model, or without one as a router"
 
     @classmethod
