@@ -125,6 +125,13 @@ def make_agent(tmp_path: Path, reference_cache: Path) -> Iterator[Callable[..., 
         yield make
 
 
+@pytest.fixture(scope="session")
+def shared_agent(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) -> Iterator[AgentProcess]:
+    """An agent for tests that ask it for no more than work: starting one takes a second of processor time."""
+    with agents_in(tmp_path_factory.mktemp("shared"), reference_cache) as make:
+        yield make()
+
+
 @contextlib.contextmanager
 def agents_in(folder: Path, reference_cache: Path) -> Iterator[Callable[..., AgentProcess]]:
     """What starts agents with their data in a folder; those that still run at the end are killed."""

@@ -12,8 +12,8 @@ INSTALL_S = 900
 
 def install_or_skip(python: str, requirement: str, *options: str) -> None:
     """Install into an interpreter's environment with our pip. Skips only when the index has no such distribution."""
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
-    command += [*options, requirement]
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    command += ["--disable-pip-version-check", *options, requirement]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_S)
     if done.returncode == 0:
         return

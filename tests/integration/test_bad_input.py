@@ -121,41 +121,37 @@ def test_no_model_at_all(benchfleet: Benchfleet) -> None:
     _refused(benchfleet, 2, "--model smollm2-135m", arguments=("run", "--host", "a=127.0.0.1:1"))
 
 
-def test_an_unknown_model_is_answered_with_near_names(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
-
+def test_an_unknown_model_is_answered_with_near_names(shared_agent: AgentProcess, benchfleet: Benchfleet) -> None:
     _refused(
         benchfleet, 4, "did you mean", "tiny-random",
-        arguments=("run", "--model", "tiny-randm", "--host", f"a={agent.address}"),
+        arguments=("run", "--model", "tiny-randm", "--host", f"a={shared_agent.address}"),
     )  # fmt: skip
 
     assert not benchfleet.database.exists()
 
 
-def test_a_device_the_model_has_no_variant_for(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
-
+def test_a_device_the_model_has_no_variant_for(shared_agent: AgentProcess, benchfleet: Benchfleet) -> None:
     _refused(
         benchfleet, 4, "only for cpu",
-        arguments=("run", "--model", "tiny-random", "--device", "npu", "--host", f"a={agent.address}"),
+        arguments=("run", "--model", "tiny-random", "--device", "npu", "--host", f"a={shared_agent.address}"),
     )  # fmt: skip
 
 
 def test_a_database_held_by_another_process_is_waited_for_and_named(
-    make_agent: MakeAgent, benchfleet: Benchfleet
+    shared_agent: AgentProcess, benchfleet: Benchfleet
 ) -> None:
     import duckdb
 
-    agent = make_agent()
+    command = Benchfleet(benchfleet.database)  # a process of its own
     with duckdb.connect(str(benchfleet.database)):
         said = _refused(
-            benchfleet, 2, str(os.getpid()),
-            arguments=("run", "--wait", "2", "--model", "tiny-random", "--host", f"a={agent.address}"),
+            command, 2, str(os.getpid()),
+            arguments=("run", "--wait", "2", "--model", "tiny-random", "--host", f"a={shared_agent.address}"),
         )  # fmt: skip
     assert str(benchfleet.database) in said
 
 
-def test_a_file_that_is_no_database_is_left_alone(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
+def test_a_file_that_is_no_database_is_left_alone(benchfleet: Benchfleet) -> None:
     benchfleet.database.write_text("my holiday pictures\n" * 1000)
 
     _refused(benchfleet, 2, str(benchfleet.database), arguments=("runs",))

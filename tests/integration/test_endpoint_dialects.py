@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def run_case(benchfleet: Benchfleet, agent: AgentProcess, url: str, model: str, 
     ids=["ollama", "lmstudio", "llamacpp", "foundry_service", "openai"],
 )
 def test_each_dialect_runs_a_case(
-    make_agent: Callable[..., AgentProcess],
+    shared_agent: AgentProcess,
     benchfleet: Benchfleet,
     server: FakeServer,
     model: str,
@@ -61,7 +61,7 @@ def test_each_dialect_runs_a_case(
     expected: dict[str, Any],
 ) -> None:
     with serving(server) as url:
-        case = run_case(benchfleet, make_agent(), url, model, *more)
+        case = run_case(benchfleet, shared_agent, url, model, *more)
     assert {name: case[name] for name in expected} == expected
     assert getattr(server, "loaded", []) == []  # what the case loaded is gone
     assert not getattr(server, "instances", {})
@@ -70,16 +70,15 @@ def test_each_dialect_runs_a_case(
 
 
 def test_every_device_of_a_server_is_a_case_and_its_models_are_listed(
-    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet
+    shared_agent: AgentProcess, benchfleet: Benchfleet
 ) -> None:
-    agent = make_agent()
     with serving(FakeFoundryService()) as url:
-        listed = benchfleet("models", agent.address, "--endpoint", url, "--format", "json")
+        listed = benchfleet("models", shared_agent.address, "--endpoint", url, "--format", "json")
         assert listed.returncode == 0, listed.stderr
         assert {row["variant"] for row in json.loads(listed.stdout)} == {GPU, CPU}
         done = benchfleet(
-            "run", "--host", f"lab={agent.address}", "--endpoint", url, "--model", "phi-4-mini", "--device", "all",
-            "--rounds", "1", "--warmup", "0", "--max-tokens", "8",
+            "run", "--host", f"lab={shared_agent.address}", "--endpoint", url, "--model", "phi-4-mini",
+            "--device", "all", "--rounds", "1", "--warmup", "0", "--max-tokens", "8",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert {(case["device"], case["variant"]) for case in benchfleet.show()} == {("cpu", CPU), ("gpu", GPU)}
@@ -102,7 +101,7 @@ def foundry_service(data_dir: Path, reference_cache: Path) -> Iterator[tuple[str
 
 
 def test_a_service_of_foundry_locals_sdk_is_a_server_like_others(
-    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, reference_cache: Path, tmp_path: Path
+    shared_agent: AgentProcess, benchfleet: Benchfleet, reference_cache: Path, tmp_path: Path
 ) -> None:
     with foundry_service(tmp_path / "theirs", reference_cache) as (url, pid):
         runtime = EndpointRuntime(EndpointSettings(url))
@@ -114,7 +113,7 @@ def test_a_service_of_foundry_locals_sdk_is_a_server_like_others(
         assert session.unload(5) is None
         runtime.unload(runtime.resolve("tiny-random", None))
         assert runtime.resolve("tiny-random", None).loaded is False
-        case = run_case(benchfleet, make_agent(), url, "tiny-random")
+        case = run_case(benchfleet, shared_agent, url, "tiny-random")
         assert (case["variant"], case["device"]) == (TINY_VARIANT, "cpu")
         assert case["load_s"] is not None
         assert case["unload_s"] is not None
@@ -123,13 +122,12 @@ def test_a_service_of_foundry_locals_sdk_is_a_server_like_others(
 
 
 def test_a_server_that_dies_ends_its_case_with_the_reason(
-    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, reference_cache: Path, tmp_path: Path
+    shared_agent: AgentProcess, benchfleet: Benchfleet, reference_cache: Path, tmp_path: Path
 ) -> None:
-    agent = make_agent()
     with foundry_service(tmp_path / "theirs", reference_cache) as (url, pid):
         process = benchfleet.start(
-            "run", "--host", f"lab={agent.address}", "--endpoint", url, "--model", "tiny-random", "--rounds", "500",
-            "--max-tokens", "64",
+            "run", "--host", f"lab={shared_agent.address}", "--endpoint", url, "--model", "tiny-random",
+            "--rounds", "500", "--max-tokens", "64",
         )  # fmt: skip
         assert process.stderr is not None
         assert any("round 1" in line for line in process.stderr)  # requests are under way
@@ -140,9 +138,7 @@ def test_a_server_that_dies_ends_its_case_with_the_reason(
     assert (case["status"], case["reason"]) == ("failed", "runtime_crashed")
 
 
-def test_the_seeds_variable_is_the_agents_endpoint(
-    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_seeds_variable_is_the_agents_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchfleet_agent.config import AgentConfig
     from benchfleet_agent.executor import Runtimes
 
@@ -155,7 +151,7 @@ def test_the_seeds_variable_is_the_agents_endpoint(
 
 
 def test_llama_cpps_own_server_runs_the_reference_models_weights(
-    make_agent: Callable[..., AgentProcess], benchfleet: Benchfleet, tmp_path: Path
+    shared_agent: AgentProcess, benchfleet: Benchfleet, tmp_path: Path
 ) -> None:
     target = tmp_path / "llama"
     install_or_skip(sys.executable, LLAMA, "--no-deps", "--target", str(target))
@@ -181,7 +177,7 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
             prompts = tmp_path / "prompts.json"
             prompts.write_text('["Say hello."]')
             url = f"http://127.0.0.1:{port}"
-            case = run_case(benchfleet, make_agent(), url, "weights", "--prompts", str(prompts))
+            case = run_case(benchfleet, shared_agent, url, "weights", "--prompts", str(prompts))
             count = server_counter({"url": f"{url}/tokenize", "model": "weights", "api_key": "none"})
             counts = [count(text) for text in ("Say hello.", "", " hello" * 100)]
         finally:

@@ -18,7 +18,7 @@ from benchfleet_controller.commands.answers import report_data
 from benchfleet_controller.outliers import outliers
 from fakes.lab import HOSTILE, lab_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("chromium")]
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 _WIDTHS = (400, 1600)
 # Frames of the two widths, so that one start of the browser measures both; the page itself stays as it is.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
@@ -11,15 +10,16 @@ from integration.conftest import AgentProcess, Benchfleet
 
 pytestmark = pytest.mark.slow
 
-MakeAgent = Callable[..., AgentProcess]
 RUN = ("run", "--model", "tiny-random", "--max-tokens", "4", "--prompt", "Hello.", "--prompt", "Bye.")
 
 
-@pytest.mark.slow
-def test_the_agent_certifies_itself_before_the_first_case(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
+@pytest.fixture
+def host(shared_agent: AgentProcess) -> str:
+    return f"h={shared_agent.address}"
 
-    done = benchfleet(*RUN, "--rounds", "1", "--concurrency", "1,2", "--certificate", "--host", f"h={agent.address}")
+
+def test_the_agent_certifies_itself_before_the_first_case(host: str, benchfleet: Benchfleet) -> None:
+    done = benchfleet(*RUN, "--rounds", "1", "--concurrency", "1,2", "--certificate", "--host", host)
 
     assert done.returncode == 0, done.stderr
     rows = benchfleet.rows(
@@ -35,13 +35,11 @@ def test_the_agent_certifies_itself_before_the_first_case(make_agent: MakeAgent,
 
 
 def test_synthetic_prompts_have_the_length_the_server_counts_as_near_as_its_vocabulary_lets(
-    make_agent: MakeAgent, benchfleet: Benchfleet
+    host: str, benchfleet: Benchfleet
 ) -> None:
-    agent = make_agent()
-
     done = benchfleet(
         "run", "--model", "tiny-random", "--max-tokens", "4", "--rounds", "1", "--warmup", "0",
-        "--prompt-tokens", "128,256", "--prompt-count", "1", "--prefix-cache", "allow", "--host", f"h={agent.address}",
+        "--prompt-tokens", "128,256", "--prompt-count", "1", "--prefix-cache", "allow", "--host", host,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -53,11 +51,8 @@ def test_synthetic_prompts_have_the_length_the_server_counts_as_near_as_its_voca
     assert [row[:2] for row in kinds] == [("calibration", True), ("counted", False)]
 
 
-def test_an_open_loop_keeps_its_rate_and_one_that_cannot_be_kept_is_refused(
-    make_agent: MakeAgent, benchfleet: Benchfleet
-) -> None:
-    agent = make_agent()
-    open_loop = (*RUN, "--rounds", "1", "--warmup", "0", "--host", f"h={agent.address}", "--concurrency", "2")
+def test_an_open_loop_keeps_its_rate_and_one_that_cannot_be_kept_is_refused(host: str, benchfleet: Benchfleet) -> None:
+    open_loop = (*RUN, "--rounds", "1", "--warmup", "0", "--host", host, "--concurrency", "2")
 
     kept = benchfleet(*open_loop, "--rate", "10", "--arrival", "constant", "--round-duration", "1")
     too_fast = benchfleet(*open_loop, "--rate", "2000", "--round-duration", "0.1")
@@ -73,13 +68,10 @@ def test_an_open_loop_keeps_its_rate_and_one_that_cannot_be_kept_is_refused(
 
 
 @pytest.mark.slow
-def test_rounds_go_on_until_their_duration_or_the_most(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
+def test_rounds_go_on_until_their_duration_or_the_most(host: str, benchfleet: Benchfleet) -> None:
 
-    lasting = benchfleet(
-        *RUN, "--rounds", "1", "--min-duration", "0.3", "--max-rounds", "200", "--host", f"h={agent.address}"
-    )
-    narrow = benchfleet(*RUN, "--until-within", "0.1%", "--max-rounds", "5", "--host", f"h={agent.address}")
+    lasting = benchfleet(*RUN, "--rounds", "1", "--min-duration", "0.3", "--max-rounds", "200", "--host", host)
+    narrow = benchfleet(*RUN, "--until-within", "0.1%", "--max-rounds", "5", "--host", host)
 
     assert (lasting.returncode, narrow.returncode) == (0, 0), lasting.stderr + narrow.stderr
     (case,) = benchfleet.show(_runs(benchfleet)[1])
@@ -92,12 +84,8 @@ def test_rounds_go_on_until_their_duration_or_the_most(make_agent: MakeAgent, be
 
 
 @pytest.mark.slow
-def test_cold_and_warm_and_idle_are_told_apart(make_agent: MakeAgent, benchfleet: Benchfleet) -> None:
-    agent = make_agent()
-
-    done = benchfleet(
-        *RUN, "--rounds", "2", "--page-cache", "drop", "--idle-pause", "0.5", "--host", f"h={agent.address}"
-    )
+def test_cold_and_warm_and_idle_are_told_apart(host: str, benchfleet: Benchfleet) -> None:
+    done = benchfleet(*RUN, "--rounds", "2", "--page-cache", "drop", "--idle-pause", "0.5", "--host", host)
 
     assert done.returncode == 0, done.stderr
     (case,) = benchfleet.show()
@@ -117,12 +105,11 @@ def test_cold_and_warm_and_idle_are_told_apart(make_agent: MakeAgent, benchfleet
 
 @pytest.mark.slow
 def test_each_request_begins_with_words_of_its_own_unless_that_is_declared_off(
-    make_agent: MakeAgent, benchfleet: Benchfleet
+    host: str, benchfleet: Benchfleet
 ) -> None:
-    agent = make_agent()
 
-    benchfleet(*RUN, "--rounds", "2", "--host", f"h={agent.address}")
-    benchfleet(*RUN, "--rounds", "2", "--prefix-cache", "allow", "--host", f"h={agent.address}")
+    benchfleet(*RUN, "--rounds", "2", "--host", host)
+    benchfleet(*RUN, "--rounds", "2", "--prefix-cache", "allow", "--host", host)
 
     rows = benchfleet.rows(
         "SELECT c.prefix_cache, count(*), count(prompt_prefix), count(DISTINCT prompt_prefix) "
@@ -132,12 +119,11 @@ def test_each_request_begins_with_words_of_its_own_unless_that_is_declared_off(
 
 
 def test_answers_of_a_deterministic_run_come_again_and_are_stored_with_their_hash(
-    make_agent: MakeAgent, benchfleet: Benchfleet
+    host: str, benchfleet: Benchfleet
 ) -> None:
-    agent = make_agent()
 
     for _ in range(2):
-        done = benchfleet(*RUN, "--rounds", "2", "--deterministic", "--host", f"h={agent.address}")
+        done = benchfleet(*RUN, "--rounds", "2", "--deterministic", "--host", host)
         assert done.returncode == 0, done.stderr
 
     same = benchfleet.rows(
@@ -168,11 +154,9 @@ def test_answers_of_a_deterministic_run_come_again_and_are_stored_with_their_has
     ],
 )
 def test_impossible_combinations_are_refused_before_anything_runs(
-    arguments: tuple[str, ...], said: str, make_agent: MakeAgent, benchfleet: Benchfleet
+    arguments: tuple[str, ...], said: str, host: str, benchfleet: Benchfleet
 ) -> None:
-    agent = make_agent()
-
-    done = benchfleet(*RUN, "--host", f"h={agent.address}", *arguments)
+    done = benchfleet(*RUN, "--host", host, *arguments)
 
     assert done.returncode in (2, 4)
     assert said in done.stderr, done.stderr

@@ -26,6 +26,8 @@ from integration.conftest import BIN, AgentProcess, Benchfleet, called, clean_en
 pytestmark = pytest.mark.slow
 
 MakeAgent = Callable[..., AgentProcess]
+SPAWNED = True
+"""Commands are processes of their own here: those of one process would share connections."""
 DAY = datetime.timedelta(days=1)
 NOW = datetime.datetime.now(datetime.UTC)
 

@@ -136,7 +136,7 @@ def exit_code(campaign: Campaign, store: Store) -> int:
     if campaign.problems:
         return EXIT_HOST
     failed = any(job.state in ("failed", "cancelled") for job in store.run_jobs(campaign.run_id)) or any(
-        case["status"] == "failed" for case in store.case_results([campaign.run_id])
+        run.failed for run in store.runs() if run.run_id == campaign.run_id
     )
     return EXIT_CASE_FAILED if failed else EXIT_DONE
 
