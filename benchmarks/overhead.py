@@ -85,6 +85,9 @@ Half of the ratios lie between {lower:.3f} and {upper:.3f}.
 
 ## Probes here
 
+Of readings one directly after the other, so of warm caches and without what is read less often than at every tick (the
+parts of the runtime's memory, four times a second). What sampling costs in all stands above.
+
 | probe | period, ms | one reading, µs | metrics |
 | --- | ---: | ---: | ---: |
 {probes}

@@ -70,6 +70,8 @@ class CaseRounds:
         self._turn = 0
         """Like the index, without rounds to keep warm: those must not change what the others send."""
         self._used_at = clock()
+        self._given_up = False
+        """Whether a round of an open loop did not send all that was due."""
         self._unloaded: bool | None = None
         """Whether the runtime has unloaded the model since the last round; None: not asked, or it does not say."""
 
@@ -101,7 +103,7 @@ class CaseRounds:
         if order.rate_per_s is not None and outcome.status == "succeeded":
             late = [_seconds(r.scheduled_ns, r.start_ns) for r in counted if r.scheduled_ns and r.start_ns]
             latency = [_seconds(r.start_ns, r.done_ns) for r in counted if r.start_ns and r.done_ns]
-            if failure := rate_failure(late, latency, order.rate_per_s, order.concurrency):
+            if failure := rate_failure(late, latency, order.rate_per_s, order.concurrency, given_up=self._given_up):
                 return Outcome("failed", failure)
         return outcome
 
@@ -122,13 +124,17 @@ class CaseRounds:
             recorder.request_finished(order.case_id, round_id, record)
             records.append(record)
 
-        command = {"round_id": round_id, "requests": requests_of(prompts, turn), **pace}
+        # In a closed loop without a duration each prompt is sent as often as it takes to have that many in flight.
+        closed = kind in ("counted", "warmup") and not any(pace.values())
+        requests = requests_of(prompts, turn, fewest=order.concurrency if closed else 1)
+        command = {"round_id": round_id, "requests": requests, **pace}
         if not order.allow_prefix_cache:
             # Another run's words must differ too, unless answers are to be compared with that run's.
             seed = f"{order.seed}" if order.deterministic else order.case_id
             command["prefix_seed"] = f"{seed}/{kind}/{index if kind == 'keepwarm' else turn}"
         finished = self._load.round(command, self._session, take)
         self._phase("loaded", "")
+        self._given_up |= bool(finished.get("given_up"))
         self._used_at = self._clock()
         failed = sum(record.status is Status.FAILED for record in records)
         state = self._states.take()
@@ -206,8 +212,11 @@ class CaseRounds:
                 self._recorder.progress(self._order.case_id, message, None)
 
 
-def requests_of(prompts: Sequence[PromptOrder], turn: int) -> list[dict[str, Any]]:
-    """A round's requests: all prompts, starting with another one each round, so that none is always first."""
+def requests_of(prompts: Sequence[PromptOrder], turn: int, fewest: int = 1) -> list[dict[str, Any]]:
+    """A round's requests: all prompts, starting with another one each round, so that none is always first.
+
+    They are repeated, each as often as the others, until there are ``fewest``.
+    """
     shift = turn % len(prompts)
     return [
         {
@@ -216,7 +225,7 @@ def requests_of(prompts: Sequence[PromptOrder], turn: int) -> list[dict[str, Any
             "messages": list(prompt.messages),
             **({"max_tokens": prompt.max_tokens} if prompt.max_tokens else {}),
         }
-        for prompt in (*prompts[shift:], *prompts[:shift])
+        for prompt in (*prompts[shift:], *prompts[:shift]) * -(-fewest // len(prompts))
     ]
 
 

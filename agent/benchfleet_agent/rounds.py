@@ -75,21 +75,26 @@ def student_t(degrees: int) -> float:
 
 
 def rate_failure(
-    lateness_s: Sequence[float], latency_s: Sequence[float], rate_per_s: float, in_flight: int
+    lateness_s: Sequence[float],
+    latency_s: Sequence[float],
+    rate_per_s: float,
+    in_flight: int,
+    *,
+    given_up: bool = False,
 ) -> Failure | None:
-    """Why an open loop's numbers are refused: its requests went out too late. None: they did not.
+    """Why an open loop's numbers are refused: its requests went out too late, or not at all. None: they did not.
 
     ``lateness_s``: how long after its due moment each request was written; ``latency_s``: how long answers took.
     """
     if not lateness_s or not latency_s:
         return None
     late, latency = statistics.fmean(lateness_s), statistics.fmean(latency_s)
-    if late <= MOST_LATENESS * max(latency, 1 / rate_per_s):
+    if late <= MOST_LATENESS * max(latency, 1 / rate_per_s) and not given_up:
         return None
+    some = ", and some not at all" if given_up else ""
     message = (
-        f"requests went out {late:.3g} s late on average, more than {MOST_LATENESS:.0%} of the {latency:.3g} s that "
-        f"answers took: {rate_per_s:g} requests/s were not kept with at most {in_flight} in flight; lower the rate or "
-        "allow more in flight"
+        f"requests went out {late:.3g} s late on average{some}, where answers took {latency:.3g} s: {rate_per_s:g} "
+        f"requests/s were not kept with at most {in_flight} in flight; lower the rate or allow more in flight"
     )
     return Failure(Reason.RATE_NOT_KEPT, message)
 

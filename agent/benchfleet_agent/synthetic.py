@@ -30,7 +30,7 @@ def compose(order: SyntheticOrder, seed: str, count: Callable[[str], int | None]
 
 
 def _words(wanted: int, count: Callable[[int], int | None]) -> int:
-    """How many words make the wanted number of tokens: secant steps, one word a token to begin with."""
+    """How many words make the wanted number of tokens: secant steps, the first rather too short than too long."""
     probes: dict[int, int] = {}
     size = min(FIRST_PROBE_WORDS, wanted)
     for _ in range(MOST_PROBES):
@@ -41,7 +41,7 @@ def _words(wanted: int, count: Callable[[int], int | None]) -> int:
         probes[size] = found
         if found == wanted:
             break
-        size = max(1, size + round((wanted - found) / _slope(probes)))
+        size = max(1, size + (round((wanted - found) / _slope(probes)) or (1 if found < wanted else -1)))
         if size in probes:
             break
     best = min(probes, key=lambda one: abs(probes[one] - wanted))
@@ -52,8 +52,9 @@ def _words(wanted: int, count: Callable[[int], int | None]) -> int:
 
 
 def _slope(probes: dict[int, int]) -> float:
-    """Tokens a word, by the two last probes."""
+    """Tokens a word, by the two last probes; by one alone with the template's on top, so it is no less than it is."""
     if len(probes) < 2:
-        return 1.0
+        ((size, tokens),) = probes.items()
+        return max(1.0, tokens / size)
     (a, tokens_a), (b, tokens_b) = list(probes.items())[-2:]
     return max(0.1, (tokens_b - tokens_a) / (b - a))

@@ -177,7 +177,9 @@ def _readings(probe: host_pb2.ProbeInfo) -> str:
         if name in first and name in BY_NAME  # a later agent may know more
     ]
     more = f" and {len(told) - MOST_READINGS} more" if len(told) > MOST_READINGS else ""
-    return f"; read {', '.join(told[:MOST_READINGS])}{more}" if told else ""
+    own = any(one.startswith(("runtime_", "load_")) for one in told[:MOST_READINGS])
+    whose = " (runtime_* and load_*: the agent's own)" if own else ""  # no case runs that they could be read of
+    return f"; read {', '.join(told[:MOST_READINGS])}{more}{whose}" if told else ""
 
 
 def _gaps(gaps: dict[str, str]) -> str | None:

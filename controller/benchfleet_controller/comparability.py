@@ -113,7 +113,7 @@ def _lost(case: Row) -> str:
     if status in ("pending", "running"):
         return f"{status}, `benchfleet collect` fetches what there is"
     told = [str(case[key]) for key in ("reason", "message") if case.get(key)]
-    if case.get("requests"):
+    if case.get("requests") and case["requests"] == (case.get("failed") or 0):
         told.append(f"all {case['requests']} requests failed")
     return status + (f" ({': '.join(told)})" if told else "")
 

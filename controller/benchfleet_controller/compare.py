@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchfleet.failures import Reason
 from benchfleet_controller import metrics as registry
 from benchfleet_controller import stats
 from benchfleet_controller.comparability import Failures, differences, lost_text
@@ -202,7 +203,12 @@ def _missing(group: _Group, against: _Group, name: str, by: tuple[str, ...], met
 
 
 def _answered(row: Row) -> bool:
-    """Whether there is anything to compare: the case succeeded, or some of its requests did."""
+    """Whether there is anything to compare: the case succeeded, or some of its requests did.
+
+    An open loop that did not keep its rate measured its own lateness (decision 0011).
+    """
+    if row.get("reason") == Reason.RATE_NOT_KEPT:
+        return False
     return bool(row["status"] == "succeeded" or (row.get("requests") or 0) > (row.get("failed") or 0))
 
 

@@ -39,7 +39,7 @@ class Scope(StrEnum):
     GPU_BOARD = "gpu_board"
     CPU_PACKAGE = "cpu_package"
     MODULE = "module"
-    """A GPU with its CPU (NVIDIA Grace), which tells no other power."""
+    """A GPU with its CPU (NVIDIA Grace, AMD graphics within a processor), which tells no other power."""
     SYSTEM = "system"
     PARTS = "parts"
     """Processor packages and the boards of all dedicated devices of the host, added up."""

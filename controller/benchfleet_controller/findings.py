@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from benchfleet.failures import Reason
 from benchfleet_controller.checks import load_shape
 from benchfleet_controller.dimensions import CONDITIONS
 from benchfleet_controller.metrics import BY_NAME, human_bytes
@@ -31,7 +32,9 @@ def findings(cases: Sequence[Row], outliers: Sequence[Outlier] = ()) -> tuple[st
     """The sentences, the most telling first; none where nothing was measured."""
     ran = [case for case in cases if (case.get("requests") or 0) > (case.get("failed") or 0)]
     names = _names(ran)
-    true = [case for case in ran if case.get("device_proof") != Verdict.CONTRADICTED]
+    # An open loop that did not keep its rate measured its own lateness.
+    kept = [case for case in ran if case.get("reason") != Reason.RATE_NOT_KEPT]
+    true = [case for case in kept if case.get("device_proof") != Verdict.CONTRADICTED]
     sentences = [
         *_fastest(true, names),
         *_contradicted(ran, names),
@@ -149,7 +152,9 @@ def _kept(cases: Sequence[Row], names: Mapping[str, str]) -> Iterator[str]:
     held = [
         (1 - case["ram_given_back_bytes"] / case["ram_before_unload_bytes"], case)
         for case in cases
-        if case.get("ram_before_unload_bytes") and case.get("ram_given_back_bytes") is not None
+        if case.get("unload_s") is not None
+        and case.get("ram_before_unload_bytes")
+        and case.get("ram_given_back_bytes") is not None
     ]
     share, case = max(held, key=lambda pair: pair[0], default=(0.0, {}))
     if share > _KEPT_RATIO:

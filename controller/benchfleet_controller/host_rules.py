@@ -23,6 +23,8 @@ SLOW_CLOCK_RATIO = 0.6
 PRESSURE_RATIO = 0.1
 LEAST_FREE_BYTES = 256 << 20
 SUSPENDED_S = 1.0
+SHORTEST_S = 0.2
+"""Processor time of the whole machine is counted in ticks of 10 ms: over less time its share is mostly rounding."""
 STALL_S = 2.0
 _STALL_PERIODS = 5.0
 _HOT = ("serious", "critical")
@@ -116,15 +118,25 @@ def _load(row: Row, after: Row) -> Iterator[Found]:
         yield Found(Trouble.MEMORY_PRESSURE, f"tasks waited for memory in {pressure:.0%} of the time", 1 + pressure)
     elif free and min(free) < LEAST_FREE_BYTES:
         yield Found(Trouble.MEMORY_PRESSURE, f"{min(free) / 2**20:.0f} MiB of memory were left")
-    gap, samples, duration = row.get("largest_gap_s"), row.get("samples"), row.get("duration_s")
-    if gap is not None and samples and duration and gap > STALL_S and gap > _STALL_PERIODS * duration / samples:
-        yield Found(Trouble.TELEMETRY_STALLED, f"no reading came for {gap:.1f} s", gap)
+    if (gap_s := _stall_s(row)) is not None:
+        yield Found(Trouble.TELEMETRY_STALLED, f"no reading came for {gap_s:.1f} s", gap_s)
+
+
+def _stall_s(row: Row) -> float | None:
+    """The longest time without a reading of some probe, each held against how often it is read."""
+    duration_s = row.get("duration_s")
+    if not duration_s:
+        return None
+    known = [(one["largest_gap_s"], one["samples"]) for one in row.get("readings") or ()]
+    gaps = [(gap_s, _STALL_PERIODS * duration_s / samples) for gap_s, samples in known if gap_s is not None]
+    return max((gap_s for gap_s, usual_s in gaps if gap_s > max(STALL_S, usual_s)), default=None)
 
 
 def _background(row: Row) -> float | None:
-    """Share of all processors used by anything but runtime, load process and agent."""
+    """Share of all processors used by anything but runtime, load process and agent; None over too short a time."""
     busy, total, runtime = row.get("busy_ns"), row.get("total_ns"), row.get("runtime_ns")
-    if busy is None or not total or runtime is None:
+    duration_s = row.get("duration_s")
+    if busy is None or not total or runtime is None or (duration_s is not None and duration_s < SHORTEST_S):
         return None
     own = sum(float(row.get(f"{name}_ns") or 0) for name in ("runtime", "load", "agent"))
     return max(0.0, (float(busy) - own) / float(total))

@@ -23,7 +23,7 @@ from benchfleet_controller.plan import (
     PromptSet,
     Stop,
 )
-from benchfleet_controller.plan_limits import contradictions, excesses, problems_of, shown
+from benchfleet_controller.plan_limits import MAXIMUM_ROUNDS, contradictions, excesses, problems_of, shown
 from benchfleet_controller.prompts import PromptError, inline_prompts, load_prompts
 
 DEFAULT_PROMPT_COUNT = 4
@@ -32,7 +32,7 @@ DEFAULT_IN_FLIGHT = 64
 DEFAULT_BLOCKS_OF_ALL = 2
 """Devices of one host are compared with each other, so their cases are interleaved."""
 DEFAULT_MAXIMUM_ROUNDS = 50
-"""The most rounds when they stop by duration or interval and the plan does not say."""
+"""The most rounds when they stop by their interval and the plan does not say."""
 
 
 class PlanError(Exception):
@@ -164,7 +164,8 @@ def _assembled(chosen: dict[str, Any]) -> Plan:
     conditions = Conditions(**{field.name: chosen.pop(field.name, None) for field in fields(Conditions)})
     plan = Plan(**chosen, deadlines=deadlines, stop=stop, conditions=conditions)
     if plan.stop.maximum_rounds is None and (stop.minimum_duration_s or stop.interval_ratio):
-        most = max(plan.rounds, DEFAULT_MAXIMUM_ROUNDS)
+        # A duration ends by itself: nothing but what is asked for may cut it short.
+        most = MAXIMUM_ROUNDS if stop.minimum_duration_s else max(plan.rounds, DEFAULT_MAXIMUM_ROUNDS)
         plan = dataclasses.replace(plan, stop=dataclasses.replace(stop, maximum_rounds=most))
     if too_much := list(excesses(plan)):
         raise PlanError("\n".join(too_much))

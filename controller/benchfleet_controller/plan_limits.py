@@ -29,6 +29,8 @@ MAXIMUM_ROUNDS = 10_000
 MAXIMUM_RATE_PER_S = 10_000
 MAXIMUM_OPEN_LOOP_REQUESTS = 100_000
 FEWEST_ROUNDS_OF_AN_INTERVAL = 3
+DEFAULT_REQUEST_S = 600
+"""What agents take for a request whose deadline is not given."""
 MAXIMUM_CASES = 1_000
 MAXIMUM_PROMPT_BYTES = 12 << 20
 """All prompts of a plan together: they travel in one message to each host, and messages have a limit."""
@@ -182,14 +184,14 @@ def _of_rounds(chosen: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_deadlines(chosen: Mapping[str, Any]) -> Iterator[str]:
-    whole = chosen.get("request_s")
+    whole = chosen.get("request_s", DEFAULT_REQUEST_S)
     for name, what in (("first_token_s", "a first token"), ("token_s", "each token")):
         limit = chosen.get(name)
         if limit is None:
             continue
         if chosen.get("stream") is False:
             yield f"a deadline for {what} needs streamed answers; leave --no-stream or the deadline out"
-        if whole is not None and limit > whole:
+        if limit > whole:
             yield f"{limit:g} s for {what} is more than {whole:g} s for the whole request; lower it or raise the other"
 
 

@@ -101,9 +101,15 @@ def _quantile(times: RequestTimes, metric: CaseMetric, case: Row) -> list[float]
 
 
 def _goodput_of(times: RequestTimes | None, limits: Limits, rounds_s: float | None) -> Row:
-    """Goodput over the counted rounds that ended, as a JSON object with the fields of `capacity.Goodput`."""
+    """Goodput over the counted rounds that ended, as a JSON object with the fields of `capacity.Goodput`.
+
+    In an open loop a user waits from when the request is due, whether it could be sent then or not.
+    """
     none = np.empty(0)
-    named = {name: none if times is None else getattr(times, name) for name in ("ttft_s", "tpot_s", "e2e_s")}
+    named = {"ttft_s": none, "tpot_s": none, "e2e_s": none}
+    if times is not None:
+        late = times.lateness_s
+        named = {"ttft_s": times.ttft_s + late, "tpot_s": times.tpot_s, "e2e_s": times.e2e_s + late}
     counted = goodput(none.astype(np.bool_) if times is None else times.ok, named, limits, rounds_s)
     return {
         "limits": dataclasses.asdict(limits),

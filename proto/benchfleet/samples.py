@@ -168,7 +168,7 @@ SAMPLE_METRICS: tuple[SampleMetric, ...] = (
         "w",
         Kind.GAUGE,
         Scope.DEVICE,
-        "power of the module of a GPU and its CPU, where the GPU's own is not told (NVIDIA Grace)",
+        "power of the module of a GPU and its CPU, where the GPU's own is not told (NVIDIA Grace, AMD APUs)",
         integer=False,
     ),
     _metric(

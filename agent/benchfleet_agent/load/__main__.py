@@ -11,7 +11,7 @@ open     base_url, api_key, model, stream, max_tokens, temperature,  opened{pid,
          tokenize_url, spool_path
 round    round_id, requests [{request_id, prompt_id, messages,       request{round_id, …`RequestRecord`} for each as it
          max_tokens}], duration_s, rate_per_s, arrival, seed,        finishes, then round_finished{round_id, start_ns,
-         prefix_seed (`Pace`)                                        end_ns, cpu_ns, rss_bytes}
+         prefix_seed (`Pace`)                                        end_ns, cpu_ns, rss_bytes, given_up}
 close                                                                none: the process ends with code 0
 =======  ==========================================================  ==================================================
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from benchfleet_agent.load.settings import NS_PER_S, RequestSpec
 from benchfleet_agent.words import prefix
 
+SHORTEST_PATIENCE_NS = 5 * NS_PER_S
+"""How far beyond its end a round may go at the least to send what was due in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -41,6 +44,8 @@ class Feed:
         self._due_s = 0.0
         self._position = 0
         self._lock = threading.Lock()
+        self.given_up = False
+        """An open loop is so late that what was still due is not sent."""
 
     def next(self, now_ns: int) -> RequestSpec | None:
         """The next request, ``scheduled_ns`` set in an open loop (it may lie ahead); None: the round has sent all."""
@@ -50,6 +55,9 @@ class Feed:
                 return None
             scheduled_ns = self._next_due_ns()
             if self._end_ns is not None and (now_ns if scheduled_ns is None else scheduled_ns) >= self._end_ns:
+                return None
+            if scheduled_ns is not None and self._hopeless(now_ns):
+                self.given_up = True
                 return None
             self._position += 1
         again, index = divmod(position, len(self._requests))
@@ -62,6 +70,13 @@ class Feed:
             prefix="" if seed is None else prefix(seed, position),
             scheduled_ns=scheduled_ns,
         )
+
+    def _hopeless(self, now_ns: int) -> bool:
+        """Whether the round lasts twice as long as it should: its numbers are refused whatever comes."""
+        if self._end_ns is None:
+            return False
+        patience_ns = max(self._end_ns - self._start_ns, SHORTEST_PATIENCE_NS)
+        return now_ns >= self._end_ns + patience_ns
 
     def _next_due_ns(self) -> int | None:
         rate = self._pace.rate_per_s

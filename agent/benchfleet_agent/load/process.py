@@ -167,6 +167,7 @@ class Service:
                 "start_ns": start_ns,
                 "end_ns": end_ns,
                 "cpu_ns": end_cpu_ns - start_cpu_ns,
+                "given_up": feed.given_up,
                 "rss_bytes": resident_bytes(),
             },
         )

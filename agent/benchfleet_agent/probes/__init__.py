@@ -190,7 +190,8 @@ class ProbeDescription:
     reason: str | None
     """Why it does not read, and what would help; None when it does."""
     cost_us: float | None
-    """Median time of one reading, in microseconds; None: not measured."""
+    """Median time of one reading, in microseconds; None: not measured. What is read less often than at every tick (the
+    parts of the runtime's memory) is not in it."""
     metrics: tuple[str, ...]
     """Names it delivers here, or would if it were available."""
     period_ms: int

@@ -3,7 +3,7 @@
 Names and units are those of the kernel's documentation (https://docs.kernel.org/gpu/amdgpu/thermal.html and
 ``driver-misc.html``). Known weakness: ``gpu_busy_percent`` of some boards stays at 100 % while a compute
 context is open; power, clock and the processes' engine time tell then. Power of graphics within a processor
-is that of the whole chip.
+is that of the whole chip, so it counts as that of a module of both.
 """
 
 from __future__ import annotations
@@ -44,12 +44,18 @@ METRICS = (
     "device_temperature_c",
     "device_clock_hz",
     "device_memory_clock_hz",
+    "device_module_power_w",
 )
 _ASLEEP = "the GPU sleeps, and reading this would wake it"
 _REASONS = {
     "device_power_w": "this GPU's driver tells only an average of its power",
     "device_power_average_w": "this GPU's driver tells only the power of the moment",
     "device_energy_mj": "the driver has no energy counter for this GPU; energy is power over time",
+    "device_module_power_w": "this GPU is not within a processor: its power is its own",
+}
+_WHOLE_CHIP = "graphics within a processor: what is metered is the whole chip (device_module_power_w)"
+_REASONS_WITHIN = dict.fromkeys(("device_power_w", "device_power_average_w", "device_energy_mj"), _WHOLE_CHIP) | {
+    "device_module_power_w": "this processor's driver tells no power of the moment"
 }
 _HIGHEST_POWER_UW = 10_000_000_000
 
@@ -147,9 +153,9 @@ class AmdGpuProbe:
         if use.uses_kfd:
             runtime_busy, gaps[RUNTIME_BUSY] = None, KFD
         asleep = text_of(path / "power/runtime_status") in {"suspended", "suspending"}
-        sensors = (None,) * 9 if asleep else _sensors(path, gpu.sensors)
+        sensors = (None,) * 10 if asleep else _sensors(path, gpu.sensors, within_processor=shared)
         values = (used, gtt, runtime_memory, runtime_busy, *sensors)
-        reasons = dict.fromkeys(METRICS[4:], _ASLEEP) if asleep else _REASONS
+        reasons = dict.fromkeys(METRICS[4:], _ASLEEP) if asleep else _REASONS_WITHIN if shared else _REASONS
         gpu.gaps = absent(METRICS, values, {**reasons, **gaps})
         return values
 
@@ -158,22 +164,27 @@ class AmdGpuProbe:
         self._gpus = []
 
 
-def _sensors(path: Path, hwmon: Path | None) -> tuple[Value, ...]:
+def _sensors(path: Path, hwmon: Path | None, *, within_processor: bool) -> tuple[Value, ...]:
     """Read `METRICS` from the fifth on."""
     busy, memory_busy = _percent(path / "gpu_busy_percent"), _percent(path / "mem_busy_percent")
     if hwmon is None:
-        return (busy, memory_busy, *(None,) * 7)
+        return (busy, memory_busy, *(None,) * 8)
     energy_uj = number_of(hwmon / "energy1_input")
+    power, average = _watts(hwmon / "power1_input"), _watts(hwmon / "power1_average")
+    own = (power, average, None if energy_uj is None else energy_uj // 1000)
+    # What holds the processors is no power of the device: added to theirs it would count twice.
+    power, average, energy_mj = (None, None, None) if within_processor else own
     return (
         busy,
         memory_busy,
-        _watts(hwmon / "power1_input"),
-        _watts(hwmon / "power1_average"),
+        power,
+        average,
         _watts(hwmon / "power1_cap", lowest=1),
-        None if energy_uj is None else energy_uj // 1000,
+        energy_mj,
         temperature_of(hwmon / "temp1_input"),
         number_of(hwmon / "freq1_input", lowest=1),
         number_of(hwmon / "freq2_input", lowest=1),
+        own[0] if within_processor else None,
     )
 
 

@@ -68,6 +68,8 @@ def as_text(row: ProbeDescription, *, explained: bool = False) -> str:
         metric = BY_NAME[name.partition("@")[0]]
         explanation = f"   {metric.description}" if explained else ""
         lines.append(f"  {name:<{width}}  {quantity(value, metric.unit):>12}{explanation}")
+    if any(name.startswith(("runtime_", "load_")) for name in row.reading):
+        lines.append("  runtime_* and load_* are this program's own: no case runs that they could be read of")
     # One reason often speaks for many metrics.
     for reason in dict.fromkeys(row.gaps.values()):
         names = ", ".join(name for name, why in row.gaps.items() if why == reason)

@@ -109,13 +109,26 @@ def size_of(text: str, name: str) -> int | None:
     return int(number) * 1024 if end >= 0 and number.isdecimal() else None
 
 
-def parse_major_faults(text: str) -> int | None:
-    """Return field 12 (majflt) of ``/proc/<pid>/stat``, proc_pid_stat(5); None when it is not there.
+class ProcessStat(NamedTuple):
+    """One process as ``/proc/<pid>/stat`` has it."""
+
+    rss_bytes: int
+    """0 also while all of it is swapped out."""
+    major_faults: int
+
+
+def parse_process_stat(text: str) -> ProcessStat | None:
+    """Read fields 3 (state), 12 (majflt) and 24 (rss) of ``/proc/<pid>/stat``, proc_pid_stat(5); None for a zombie.
 
     A program's name may hold spaces and brackets, so fields are counted from the last bracket.
     """
-    fields = text.rpartition(")")[2].split()
-    return int(fields[9]) if len(fields) > 9 and fields[9].isdecimal() else None
+    fields = text.rpartition(")")[2].split(maxsplit=22)
+    if len(fields) < 22 or fields[0] in _ENDED or not (fields[9].isdecimal() and fields[21].isdecimal()):
+        return None
+    return ProcessStat(int(fields[21]) * _PAGE_BYTES, int(fields[9]))
+
+
+_ENDED = frozenset("ZXx")
 
 
 def parse_unique_bytes(text: str) -> int | None:
@@ -130,41 +143,37 @@ _PRIVATE_SIZE = re.compile(r"^Private_(?:Clean|Dirty|Hugetlb):\s+(\d+) kB", re.M
 class LinuxProcess:
     """A process read through kept-open files and its CPU clock."""
 
-    __slots__ = ("_clock_id", "_pages", "_pid", "_stat", "_status")
+    __slots__ = ("_clock_id", "_pid", "_stat", "_status")
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        files: list[int] = []
+        self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         try:
-            files.extend(os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in ("statm", "status", "stat"))
+            self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY)
         except OSError:
-            for file in files:
-                os.close(file)
+            os.close(self._stat)
             raise
-        self._pages, self._status, self._stat = files
         # clock_getcpuclockid(3) without the library call: nanoseconds, where /proc/<pid>/stat has 10 ms ticks.
         self._clock_id = (~pid << 3) | 2
 
     def usage(self, *, split: bool = True) -> ProcessUsage | None:
-        """Read memory and CPU time; with ``split`` the memory's parts and faults too, from files far more costly."""
+        """Read memory, CPU time and faults; with ``split`` the memory's parts too, which cost more than the rest."""
         try:
             cpu_ns = _clock_ns(self._clock_id)
-            if not split:
-                resident = int(pread_text(self._pages).split(" ", 2)[1]) * _PAGE_BYTES
-                return ProcessUsage(resident, None, None, cpu_ns) if resident else None
-            text = pread_text(self._status)
-            faults = parse_major_faults(pread_text(self._stat))
+            stat = parse_process_stat(pread_text(self._stat))
+            memory = parse_process_status(pread_text(self._status)) if split and stat is not None else None
         except OSError:
             return None
-        memory = parse_process_status(text)
-        if memory is None:
+        if stat is None or (split and memory is None):
             return None
+        if memory is None:
+            return ProcessUsage(stat.rss_bytes, None, None, cpu_ns, stat.major_faults)
         return ProcessUsage(
             memory.rss_bytes,
             memory.anon_bytes,
             memory.file_bytes,
             cpu_ns,
-            faults,
+            stat.major_faults,
             memory.swap_bytes,
             memory.rss_highest_bytes,
         )
@@ -182,8 +191,8 @@ class LinuxProcess:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._pages, self._status, self._stat):
-            os.close(file)
+        os.close(self._stat)
+        os.close(self._status)
 
 
 class PsutilProcess:
@@ -266,7 +275,7 @@ class ProcessTree:
     def read(self, roots: tuple[int, ...], *, relist: bool = False, split: bool = True) -> TreeUsage:
         """Sum the processes under ``roots``; all None where no process is left or was given.
 
-        Without ``split`` only what is cheap is read: resident memory, CPU time and their number.
+        Without ``split`` only what is cheap is read: resident memory, CPU time, page faults and their number.
         """
         if roots != self._roots:
             self.close()

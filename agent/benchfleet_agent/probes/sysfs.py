@@ -140,8 +140,10 @@ def gaps_by_device(gaps: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     joined: dict[str, str] = {}
     for device_id, reasons in gaps.items():
         for name, reason in reasons.items():
-            everywhere = all(name in others for others in gaps.values())
-            joined.setdefault(name if everywhere else f"{name}@{device_id}", reason)
+            if all(name in others for others in gaps.values()):
+                joined[name] = "; ".join(dict.fromkeys(others[name] for others in gaps.values()))
+            else:
+                joined[f"{name}@{device_id}"] = reason
     return joined
 
 

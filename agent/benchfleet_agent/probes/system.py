@@ -134,7 +134,7 @@ class SystemProbe:
     def read(self, targets: Targets) -> Sequence[Reading]:
         """Read the host and the processes.
 
-        At most four times a second what the runtime's memory consists of and its page faults; at most once its tree.
+        At most four times a second what the runtime's memory consists of; at most once its tree.
         """
         return self._read(targets, at_edge=False)
 
@@ -148,8 +148,8 @@ class SystemProbe:
         runtime_tree, load_tree, agent_tree = self._trees
         now = self._clock()
         split = at_edge or now >= self._split_due_ns
-        if split:
-            self._split_due_ns = now + _SPLIT_PERIOD_NS
+        if now >= self._split_due_ns:  # on a grid of its own, so that late ticks do not make it rarer
+            self._split_due_ns += _SPLIT_PERIOD_NS * (1 + (now - self._split_due_ns) // _SPLIT_PERIOD_NS)
         cpu = self._cpu()
         runtime = runtime_tree.read(targets.runtime_pids, relist=at_edge, split=split)
         load = load_tree.read(() if targets.load_pid is None else (targets.load_pid,), split=False)

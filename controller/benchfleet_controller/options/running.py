@@ -82,7 +82,9 @@ def run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--until-within", metavar="PCT", help="go on until TTFT and decode rate are known within ±PCT, such as 2%%"
     )
-    run.add_argument("--max-rounds", type=int, metavar="N", help="but at most N rounds (default 50)")
+    run.add_argument(
+        "--max-rounds", type=int, metavar="N", help="but at most N rounds (default 50; with --min-duration 10000)"
+    )
     run.add_argument(
         "--goodput", metavar="LIMITS", help="count requests within limits, such as ttft=0.5,tpot=0.05,e2e=10"
     )

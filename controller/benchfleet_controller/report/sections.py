@@ -176,7 +176,7 @@ def lifecycle_rows(cases: Sequence[Row], stages: Sequence[Row]) -> list[dict[str
             "vram_baseline_bytes": at("baseline", "device_memory_last_bytes"),
             "vram_loaded_bytes": at("load", "device_memory_last_bytes"),
             "vram_before_unload_bytes": at("loaded", "device_memory_last_bytes"),
-            "vram_after_unload_bytes": at("after", "device_memory_last_bytes"),
+            "vram_after_unload_bytes": at("after", "device_memory_first_bytes"),
         }
         for kind in ("ram", "vram"):
             base = row[f"{kind}_baseline_bytes"]

@@ -100,6 +100,8 @@ class RequestTimes:
     ttft_s: npt.NDArray[np.float64]
     tpot_s: npt.NDArray[np.float64]
     e2e_s: npt.NDArray[np.float64]
+    lateness_s: npt.NDArray[np.float64]
+    """From when it was due to when it was sent; 0 in closed loops."""
     round_starts: npt.NDArray[np.int64]
     """Where each round after the first begins."""
 
@@ -320,14 +322,15 @@ def request_times(connection: duckdb.DuckDBPyConnection, case_ids: Sequence[str]
                  row_number() OVER (ORDER BY case_id, start_ns) AS round_number
           FROM pooled_rounds WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)))
         SELECT case_number::INTEGER AS case_number, round_number::INTEGER AS round_number, status = 'ok' AS ok,
-               ttft_s, tpot_s, e2e_s
+               ttft_s, tpot_s, e2e_s, coalesce(lateness_s, 0) AS lateness_s
         FROM request_metrics JOIN counted USING (round_id) WHERE case_id IN (SELECT unnest(?))
         ORDER BY round_number"""
     ended = """SELECT DISTINCT case_id FROM pooled_rounds
         WHERE NOT warmup AND end_ns IS NOT NULL AND case_id IN (SELECT unnest(?)) ORDER BY case_id"""
     names = [row[0] for row in connection.execute(ended, [list(case_ids)]).fetchall()]
     found = connection.execute(sql, [list(case_ids), list(case_ids)]).fetchnumpy()
-    times = {n: np.ma.filled(np.ma.asarray(found[n]).astype(np.float64), np.nan) for n in ("ttft_s", "tpot_s", "e2e_s")}
+    names_of_times = ("ttft_s", "tpot_s", "e2e_s", "lateness_s")
+    times = {n: np.ma.filled(np.ma.asarray(found[n]).astype(np.float64), np.nan) for n in names_of_times}
     ok, rounds = np.asarray(found["ok"], np.bool_), np.asarray(found["round_number"])
     edges = np.searchsorted(np.asarray(found["case_number"]), np.arange(len(names) + 1))
     parts = {name: slice(edges[i], edges[i + 1]) for i, name in enumerate(names) if edges[i] < edges[i + 1]}
@@ -355,8 +358,7 @@ def round_conditions(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[st
                  max(host_memory_pressure_us * 1e3 / nullif(end_ns - start_ns, 0)) AS memory_pressure_ratio,
                  min(available_least_bytes) AS available_least_bytes, min(on_battery_least) AS on_battery_least,
                  max(on_battery_most) AS on_battery_most, max(cpu_clock_hz) AS cpu_clock_hz,
-                 max(largest_gap_ns) / 1e9 AS largest_gap_s,
-                 max(samples) AS samples
+                 list(struct_pack(samples := samples, largest_gap_s := largest_gap_ns / 1e9)) AS readings
           {condensed.SPANS.told} WHERE phase = 'round' GROUP BY round_id)
         SELECT r.case_id, r.round_id, (r.end_ns - r.start_ns) / 1e9 AS duration_s, r.state_before, r.state_after,
                seen.* EXCLUDE (round_id)

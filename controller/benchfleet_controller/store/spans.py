@@ -58,6 +58,7 @@ SELECT case_id, run_id, job_id, phase, round_id, probe_id, coalesce(device_id, '
   max(device_memory_runtime_bytes) AS device_runtime_peak_bytes,
   count(device_memory_runtime_bytes) AS device_runtime_readings,
   max(device_memory_used_bytes) AS device_used_peak_bytes, median(device_memory_used_bytes) AS device_used_median_bytes,
+  min_by(device_memory_used_bytes, sample_ns) AS device_used_first_bytes,
   max_by(device_memory_used_bytes, sample_ns) AS device_used_last_bytes,
   max(device_shared_memory_bytes) AS device_shared_peak_bytes,
   median(device_shared_memory_bytes) AS device_shared_median_bytes,
@@ -116,7 +117,8 @@ SELECT case_id, device_id, max(device_runtime_peak_bytes) AS own,
             WHEN at_edges THEN 'process_at_edges' ELSE 'process' END AS basis,
        CASE basis WHEN 'device_delta' THEN grown ELSE own END AS peak,
        max_by(device_used_last_bytes, end_ns) FILTER (WHERE phase = 'loaded') AS before_unload,
-       max_by(device_used_last_bytes, end_ns) FILTER (WHERE phase = 'after') AS after_unload
+       -- Later ones see the runtime end, which gives everything back.
+       min_by(device_used_first_bytes, start_ns) FILTER (WHERE phase = 'after') AS after_unload
 FROM spans WHERE device_id <> '' GROUP BY case_id, device_id
 """
 
@@ -153,7 +155,7 @@ FROM (SELECT case_id, sum(samples)::BIGINT AS samples, max(rss_peak_bytes) AS ra
              max_by(rss_last_bytes, end_ns) FILTER (WHERE phase = 'baseline') AS ram_baseline_bytes,
              min_by(rss_first_bytes, start_ns) FILTER (WHERE phase = 'loaded') AS ram_loaded_bytes,
              max_by(rss_last_bytes, end_ns) FILTER (WHERE phase = 'loaded') AS ram_before_unload_bytes,
-             max_by(rss_last_bytes, end_ns) FILTER (WHERE phase = 'after') AS ram_after_unload_bytes
+             min_by(rss_first_bytes, start_ns) FILTER (WHERE phase = 'after') AS ram_after_unload_bytes
       FROM spans GROUP BY case_id) a
 LEFT JOIN cpu USING (case_id) LEFT JOIN energy USING (case_id)
 LEFT JOIN busy USING (case_id) LEFT JOIN device_memory USING (case_id)

@@ -80,11 +80,13 @@ CASE_STAGES = f"""
 SELECT case_id, run_id, phase, min(start_ns) AS start_ns, sum(samples)::BIGINT AS samples,
        max(rss_first_bytes) AS rss_first_bytes, max(rss_last_bytes) AS rss_last_bytes,
        max(rss_peak_bytes) AS rss_peak_bytes, max(anon_last_bytes) AS anon_last_bytes,
-       max(file_last_bytes) AS file_last_bytes, sum(device_memory_last_bytes)::BIGINT AS device_memory_last_bytes
+       max(file_last_bytes) AS file_last_bytes, sum(device_memory_first_bytes)::BIGINT AS device_memory_first_bytes,
+       sum(device_memory_last_bytes)::BIGINT AS device_memory_last_bytes
 FROM (SELECT case_id, run_id, phase, device_id, min(start_ns) AS start_ns, sum(samples) AS samples,
              min_by(rss_first_bytes, start_ns) AS rss_first_bytes, max_by(rss_last_bytes, end_ns) AS rss_last_bytes,
              max(rss_peak_bytes) AS rss_peak_bytes, max_by(anon_last_bytes, end_ns) AS anon_last_bytes,
              max_by(file_last_bytes, end_ns) AS file_last_bytes,
+             min_by(device_used_first_bytes, start_ns) AS device_memory_first_bytes,
              max_by(device_used_last_bytes, end_ns) AS device_memory_last_bytes
       FROM ({condensed.SPANS.whole}) GROUP BY case_id, run_id, phase, device_id)
 GROUP BY case_id, run_id, phase

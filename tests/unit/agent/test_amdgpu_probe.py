@@ -100,8 +100,9 @@ def test_a_board(tmp_path: Path) -> None:
         "device_temperature_c": 61.0,
         "device_clock_hz": 2_304_000_000,
         "device_memory_clock_hz": 1_249_000_000,
+        "device_module_power_w": None,
     }
-    assert set(probe.gaps()) == {"device_power_w", "device_energy_mj"}
+    assert set(probe.gaps()) == {"device_power_w", "device_energy_mj", "device_module_power_w"}
 
 
 def test_graphics_of_a_processor_use_the_hosts_memory(tmp_path: Path) -> None:
@@ -115,7 +116,16 @@ def test_graphics_of_a_processor_use_the_hosts_memory(tmp_path: Path) -> None:
     assert values["device_memory_used_bytes"] == 7300
     assert values["device_memory_runtime_bytes"] == 2 * 2**20 + 1024
     assert values["device_runtime_busy_ns"] == 0
-    assert (values["device_power_w"], values["device_energy_mj"]) == (15.0, 123)
+
+
+def test_power_of_the_whole_chip_is_not_called_that_of_its_graphics(tmp_path: Path) -> None:
+    card(tmp_path, "card0", APU)
+    probe = probe_of(tmp_path)
+    values = values_of(probe, 1)["0000:c5:00.0"]
+    assert values["device_module_power_w"] == 15.0
+    for name in ("device_power_w", "device_power_average_w", "device_energy_mj"):
+        assert values[name] is None
+        assert "whole chip" in probe.gaps()[name]
 
 
 def test_a_gap_of_one_gpu_names_it(tmp_path: Path) -> None:
@@ -123,8 +133,11 @@ def test_a_gap_of_one_gpu_names_it(tmp_path: Path) -> None:
     card(tmp_path, "card1", BOARD)
     probe = probe_of(tmp_path)
     values_of(probe, 1)
-    assert "device_energy_mj@0000:03:00.0" in probe.gaps()
+    assert "device_module_power_w@0000:03:00.0" in probe.gaps()
     assert "device_power_average_w@0000:c5:00.0" in probe.gaps()
+    both = probe.gaps()["device_energy_mj"]
+    assert "no energy counter" in both, "of the board"
+    assert "whole chip" in both, "of the processor"
 
 
 def test_a_sleeping_gpu_is_not_woken(tmp_path: Path) -> None:

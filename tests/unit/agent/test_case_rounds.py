@@ -202,6 +202,24 @@ def test_the_pause_that_is_measured_is_left_cold() -> None:
     assert machine.kinds == ["warmup", "counted", "counted", "idle"]
 
 
+def test_a_round_repeats_its_prompts_until_as_many_as_asked_for_can_be_in_flight() -> None:
+    machine = Machine()
+    few = len(order().prompts)  # type: ignore[arg-type]
+    machine.carry_out(order(concurrency=2 * few + 1, idle_pause_s=1.0))
+
+    *rounds, idle = [[one["prompt_id"] for one in command["requests"]] for command in machine.commands]
+    assert all(len(sent) == 3 * few for sent in rounds)
+    assert all({sent.count(prompt) for prompt in sent} == {3} for sent in rounds), "each as often as the others"
+    assert len(idle) == 1
+
+
+def test_rounds_by_time_or_rate_repeat_by_themselves() -> None:
+    for changes in ({"round_duration_s": 1.0}, {"rate_per_s": 5.0}):
+        machine = Machine()
+        machine.carry_out(order(concurrency=64, **changes))
+        assert all(len(command["requests"]) == len(order().prompts) for command in machine.commands)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("loaded", "told"), [(False, 1), (True, 0), (None, 0)])
 def test_a_model_unloaded_in_a_pause_is_told_where_the_runtime_says_so(loaded: bool | None, told: int) -> None:
     machine = Machine()

@@ -44,6 +44,23 @@ def test_an_open_loop_with_a_duration_ends_with_the_last_due_moment_before_it() 
     assert [one.scheduled_ns for one in _all(Pace(rate_per_s=2, duration_s=2))] == [0, S // 2, S, 3 * S // 2]
 
 
+def test_an_open_loop_that_lasts_twice_as_long_as_it_should_is_given_up() -> None:
+    feed = Feed(REQUESTS, Pace(rate_per_s=100, duration_s=10), 0)
+
+    assert feed.next(10 * S) is not None, "late, but a round may end late"
+    assert feed.next(20 * S - 1) is not None
+    assert not feed.given_up
+    assert feed.next(20 * S) is None
+    assert feed.given_up
+
+
+def test_an_open_loop_that_sent_all_in_time_is_not_given_up() -> None:
+    feed = Feed(REQUESTS, Pace(rate_per_s=1, duration_s=2), 0)
+
+    assert [feed.next(moment) is None for moment in (0, S, 50 * S)] == [False, False, True]
+    assert not feed.given_up
+
+
 def test_poisson_gaps_are_exponential_and_the_same_for_a_seed() -> None:
     pace = Pace(rate_per_s=50, duration_s=100, poisson=True, seed="7")
     due = [one.scheduled_ns or 0 for one in _all(pace)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Iterable
@@ -14,11 +15,12 @@ from benchfleet_agent.probes.processes import (
     LinuxProcess,
     Process,
     ProcessMemory,
+    ProcessStat,
     ProcessTree,
     ProcessUsage,
     PsutilProcess,
     TreeUsage,
-    parse_major_faults,
+    parse_process_stat,
     parse_process_status,
     parse_unique_bytes,
 )
@@ -60,13 +62,18 @@ STAT = """\
 """
 
 
-def test_major_faults_are_counted_from_behind_the_name() -> None:
-    assert parse_major_faults(STAT) == 23
+def test_memory_and_faults_are_counted_from_behind_the_name() -> None:
+    assert parse_process_stat(STAT) == ProcessStat(438 * mmap.PAGESIZE, 23)
 
 
-@pytest.mark.parametrize("text", ["", "1 (x) R 1", "1 (x) R 1 1 1 0 -1 0 106 7 -23 9"])
-def test_faults_that_are_not_told(text: str) -> None:
-    assert parse_major_faults(text) is None
+def test_a_process_that_is_swapped_out_lives_and_a_zombie_does_not() -> None:
+    assert parse_process_stat(STAT.replace(" 438 ", " 0 ")) == ProcessStat(0, 23)
+    assert parse_process_stat(STAT.replace(") R ", ") Z ")) is None
+
+
+@pytest.mark.parametrize("text", ["", "1 (x) R 1", STAT.replace(" 23 ", " -23 "), STAT.replace(" 438 ", " ? ")])
+def test_a_line_that_is_not_understood_tells_nothing(text: str) -> None:
+    assert parse_process_stat(text) is None
 
 
 def test_unique_memory_is_what_is_private() -> None:
@@ -82,7 +89,9 @@ class FakeProcess:
         self.unique: int | None = 7
 
     def usage(self, *, split: bool = True) -> ProcessUsage | None:
-        return self.now if split or self.now is None else ProcessUsage(self.now.rss_bytes, None, None, self.now.cpu_ns)
+        if split or self.now is None:
+            return self.now
+        return ProcessUsage(self.now.rss_bytes, None, None, self.now.cpu_ns, self.now.major_faults)
 
     def unique_bytes(self) -> int | None:
         return self.unique
@@ -215,8 +224,8 @@ def test_without_the_split_a_tree_says_what_is_cheap() -> None:
     machine.add(1, rss=100, cpu_ns=7, faults=3)
     machine.add(2, rss=50, cpu_ns=5, faults=4)
     machine.children = (2,)
-    assert machine.tree.read((1,), split=False) == TreeUsage(rss_bytes=150, cpu_ns=12, process_count=2)
-    assert machine.tree.read((1,)).major_faults == 7
+    cheap = TreeUsage(rss_bytes=150, cpu_ns=12, process_count=2, major_faults=7)
+    assert machine.tree.read((1,), split=False) == cheap
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -227,7 +236,7 @@ def test_the_cheap_file_tells_the_same_memory() -> None:
     assert whole is not None
     assert cheap is not None
     assert cheap.rss_bytes == pytest.approx(whole.rss_bytes, rel=0.02)
-    assert cheap == ProcessUsage(cheap.rss_bytes, None, None, cheap.cpu_ns)
+    assert cheap == ProcessUsage(cheap.rss_bytes, None, None, cheap.cpu_ns, whole.major_faults)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

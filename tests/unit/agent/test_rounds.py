@@ -61,6 +61,9 @@ def test_requests_that_go_out_late_refuse_the_numbers_and_say_by_how_much() -> N
     assert "0.4 s late on average" in failure.message
     assert "5 requests/s were not kept with at most 64 in flight" in failure.message
     assert rate_failure([], [], 5, 64) is None
+    given_up = rate_failure([0.001], [1.0], 5, 64, given_up=True)
+    assert given_up is not None
+    assert "some not at all" in given_up.message
     # Later than a tenth of a quick answer, but by next to nothing of the gap to the next request: the rate was kept.
     assert rate_failure([0.002], [0.008], 10, 64) is None
     assert rate_failure([0.002], [0.008], 500, 64) is not None

@@ -37,6 +37,20 @@ def test_prompts_have_exactly_the_wanted_length_after_a_few_questions(wanted: in
     assert [prompt.prompt_id for prompt in prompts] == ["synthetic-1", "synthetic-2", "synthetic-3"]
 
 
+@pytest.mark.parametrize("per_word", [0.5, 1.0, 5.0, 9.0])
+def test_no_question_is_much_longer_than_what_is_wanted(per_word: float) -> None:
+    server, counts = Server(per_word), list[int]()
+
+    def count(text: str) -> int:
+        counts.append(server.count(text))
+        return counts[-1]
+
+    compose(SyntheticOrder(4096, 1), "42", count)
+
+    assert max(counts) <= 4096 * 1.01, "it would not fit into a context that the prompt fits into"
+    assert abs(counts[-1] - 4096) <= per_word
+
+
 def test_words_that_defeat_prefix_caches_are_part_of_the_wanted_length() -> None:
     server = Server()
     starts = iter(range(100))

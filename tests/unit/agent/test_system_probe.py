@@ -130,10 +130,7 @@ def test_parts_of_the_runtimes_memory_are_read_four_times_a_second_and_at_edges(
     clock = Clock()
     probe = SystemProbe(clock)
     probe.discover()
-    costly = {
-        "runtime_anon_bytes", "runtime_file_bytes", "runtime_major_faults", "runtime_swap_bytes",
-        "runtime_rss_highest_bytes",
-    }  # fmt: skip
+    costly = {"runtime_anon_bytes", "runtime_file_bytes", "runtime_swap_bytes", "runtime_rss_highest_bytes"}
 
     def told(*, at_edge: bool = False) -> set[str]:
         targets = Targets(runtime_pids=(os.getpid(),), load_pid=os.getpid())
@@ -148,6 +145,12 @@ def test_parts_of_the_runtimes_memory_are_read_four_times_a_second_and_at_edges(
     assert told(at_edge=True) == costly
     clock.now += S // 4
     assert told() == costly
+    for tick_ms, expected in ((100, 8), (200, 8), (300, 7)):
+        clock.now, split = (clock.now // S + 1) * S, 0
+        for _ in range(2_000 // tick_ms):
+            clock.now += tick_ms * 1_000_000
+            split += bool(told())
+        assert abs(split - expected) <= 1, f"of 8 in two seconds with readings every {tick_ms} ms"
     probe.close()
 
 

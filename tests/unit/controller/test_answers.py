@@ -293,6 +293,17 @@ def test_a_sweep_of_rates_counts_the_wait_for_a_slot(tmp_path: Path) -> None:
     assert "8/s constant" in run_text(store, "r1", "table")
 
 
+def test_goodput_of_an_open_loop_counts_from_when_requests_were_due(tmp_path: Path) -> None:
+    store = _sweep(tmp_path, arrival="constant")
+
+    def good(limits: str) -> int:
+        document = json.loads(render_report(report_data(store, "r1", goodput=limits), ".json"))
+        return int(max(document["cases"], key=lambda case: case["request_rate_per_s"])["goodput"]["good"])
+
+    assert good("e2e=3.1") == 0  # answers take 2.2 s, but each went out 1 s late
+    assert good("e2e=3.3") > 0
+
+
 def test_two_levels_or_other_differences_make_no_sweep(tmp_path: Path) -> None:
     job = JobEvents()
     asked = spec("c1", "c2", "c3")

@@ -114,6 +114,8 @@ def test_each_stratum_has_its_own_baseline() -> None:
          "in the baseline, not here: failed (load_failed: no room)"),
         ({"status": "failed", "requests": 40, "failed": 40, "reason": "requests_failed"},
          "in the baseline, not here: failed (requests_failed: all 40 requests failed)"),
+        ({"status": "failed", "requests": 40, "failed": 0, "reason": "rate_not_kept", "message": "1 s late"},
+         "in the baseline, not here: failed (rate_not_kept: 1 s late)"),
         ({"status": "skipped", "requests": 0, "reason": "does_not_fit"},
          "in the baseline, not here: skipped (does_not_fit)"),
         ({"status": "running", "requests": 0},

@@ -76,7 +76,7 @@ def test_a_contradicted_device_is_fastest_of_nothing() -> None:
             "waits 1.1 s for its first token on a instead of 0.04 s, after 0.5 s of loading.",
         ),
         (
-            {"ram_before_unload_bytes": 500 * MIB, "ram_given_back_bytes": 100 * MIB},
+            {"unload_s": 0.1, "ram_before_unload_bytes": 500 * MIB, "ram_given_back_bytes": 100 * MIB},
             "After unloading, a still holds 80% of its 500 MiB until the runtime ends.",
         ),
     ],
@@ -93,7 +93,8 @@ def test_each_surprise_has_its_numbers(fields: dict[str, Any], told: str) -> Non
         {"spread_ratio": 0.1},
         {"cold_ttft_s": 0.12, "ttft_p50_s": 0.03},  # three times, and nobody feels it
         {"cold_ttft_s": 1.2, "ttft_p50_s": 0.5},
-        {"ram_before_unload_bytes": 500, "ram_given_back_bytes": 400},
+        {"unload_s": 0.1, "ram_before_unload_bytes": 500, "ram_given_back_bytes": 400},
+        {"unload_s": None, "ram_before_unload_bytes": 500, "ram_given_back_bytes": 0},  # nothing was unloaded
         {"kwh_per_million_tokens": 0.5, "energy_scope": "parts"},
         {"rounds_invalid": 0, "rounds_suspicious": 0, "round_troubles": []},
     ],

@@ -35,7 +35,11 @@ def after(**state: Any) -> dict[str, Any]:
         (after(background_cpu_ratio=0.3), Trouble.BACKGROUND_LOAD, "other programs used 30%"),
         ({"memory_pressure_ratio": 0.2}, Trouble.MEMORY_PRESSURE, "waited for memory in 20%"),
         ({"available_least_bytes": 100 << 20}, Trouble.MEMORY_PRESSURE, "100 MiB of memory were left"),
-        ({"largest_gap_s": 3.0, "samples": 100, "duration_s": 10.0}, Trouble.TELEMETRY_STALLED, "for 3.0 s"),
+        (
+            {"readings": [{"largest_gap_s": 3.0, "samples": 100}], "duration_s": 10.0},
+            Trouble.TELEMETRY_STALLED,
+            "for 3.0 s",
+        ),
     ],
 )
 def test_each_trouble(row: dict[str, Any], trouble: Trouble, told: str) -> None:
@@ -59,7 +63,13 @@ def test_each_trouble(row: dict[str, Any], trouble: Trouble, told: str) -> None:
         BUSY | after(cpu_clock_hz=GHZ, cpu_clock_limit_hz=4 * GHZ),  # slow once the work was done
         BUSY | {"runtime_ns": 69},
         BUSY | after(background_cpu_ratio=0.3),  # telemetry saw the round itself
-        {"largest_gap_s": 3.0, "samples": 5, "duration_s": 10.0},  # it is read that seldom
+        # One probe is read that seldom, whatever another's pace.
+        {
+            "readings": [{"largest_gap_s": 3.0, "samples": 5}, {"largest_gap_s": 0.1, "samples": 100}],
+            "duration_s": 10.0,
+        },
+        {"readings": [{"largest_gap_s": None, "samples": 1}], "duration_s": 10.0},
+        BUSY | {"duration_s": 0.1},  # ticks of 10 ms say nothing of so short a time
     ],
 )
 def test_quiet_and_unknown_hosts_are_no_trouble(row: dict[str, Any]) -> None:
@@ -69,7 +79,7 @@ def test_quiet_and_unknown_hosts_are_no_trouble(row: dict[str, Any]) -> None:
 def test_the_rounds_of_a_case_are_counted_once_each_and_the_worst_is_told() -> None:
     hot, hotter = {"thermal_throttled_ratio": 0.02}, {"thermal_throttled_ratio": 0.3}
     slept = after(suspended_ns=9_000_000_000) | hot
-    stalled = {"largest_gap_s": 3.0, "samples": 100, "duration_s": 10.0}
+    stalled = {"readings": [{"largest_gap_s": 3.0, "samples": 100}], "duration_s": 10.0}
     found = of_case([{}, hot, hotter, slept, stalled])
     assert (found["rounds_invalid"], found["rounds_suspicious"]) == (1, 2)
     assert found["round_troubles"] == [

@@ -348,7 +348,7 @@ def test_load_shapes_and_conditions_of_a_file_become_a_plan(tmp_path: Path) -> N
     assert (plan.concurrencies, plan.rates, plan.arrival) == ((1, 2, 4), (0.5, 2), "constant")
     assert (plan.prefix_cache, plan.page_cache, plan.idle_pause_s, plan.certificate) == ("allow", "drop", 3, False)
     assert plan.prompt_sets == (PromptSet.synthetic(64, 2), PromptSet.synthetic(128, 2))
-    assert plan.stop == Stop(round_duration_s=5, minimum_duration_s=9, maximum_rounds=50)
+    assert plan.stop == Stop(round_duration_s=5, minimum_duration_s=9, maximum_rounds=10_000)
 
 
 def test_what_a_host_must_be_like_reaches_its_job(tmp_path: Path) -> None:
@@ -409,6 +409,7 @@ def test_lengths_and_prompts_replace_each_other_between_flags_and_file(tmp_path:
         (Overrides(goodput="ttft=1", stream=False), "need streamed answers"),
         (Overrides(first_token_s=5.0, stream=False), "a deadline for a first token needs streamed answers"),
         (Overrides(token_s=5.0, stream=False), "a deadline for each token needs streamed answers"),
+        (Overrides(token_s=700.0), "700 s for each token is more than 600 s for the whole request"),
         (Overrides(first_token_s=10.0, request_s=5.0), "10 s for a first token is more than 5 s for the whole request"),
         (Overrides(token_s=6.0, request_s=5.0), "6 s for each token is more than 5 s"),
         (Overrides(goodput="ttft"), "--goodput makes no sense"),
