@@ -26,6 +26,9 @@ _EXPECTED = {
     "quantisation": frozenset({"variant"}),
     "driver": frozenset({"driver_version"}),
 }
+_BOUND = "fewer_chunks_than_tokens"
+"""Accounting under which nobody knows which chunks hold several tokens: rates of tokens are lower bounds."""
+_BOUNDED = frozenset({"decode_tokens_per_s", "tpot_avg_s"})
 _NEW = frozenset({"driver_version", "agent_version"})
 """What older baselines do not hold and devices without a driver do not have: unknown is no difference."""
 _REFUSED_WHEN_SAME_ASKED = frozenset({"variant"})
@@ -86,6 +89,12 @@ def differences(
     if refused := _contradicted(group) or _contradicted(against) or _metered_apart(group, against, metric):
         return (), refused
     flags = _unproven(group) + _unproven(against)
+    if metric.name in _BOUNDED and _is_bound(group) != _is_bound(against):
+        side = "here" if _is_bound(group) else "in the baseline"
+        return (
+            (),
+            f"only a bound is known {side} (accounting {_BOUND}); name the model's tokenizer, or compare latencies",
+        )
     for column in (*_FLAGGED, "tokens_source", "accounting"):
         here, there = _told(group, column), _told(against, column)
         if here == there or column in expected or (column in _NEW and "unknown" in (here, there)):
@@ -101,6 +110,10 @@ def differences(
             if _told(group, column) != _told(against, column):
                 return (), f"{column} {_told(group, column)} instead of {_told(against, column)}"
     return tuple(flags), ""
+
+
+def _is_bound(group: Rows) -> bool:
+    return any(_BOUND in str(row.get("accounting")) for row in group)
 
 
 def lost_text(cases: Rows) -> str:

@@ -184,8 +184,9 @@ def test_llama_cpps_own_server_runs_the_reference_models_weights(
             server.kill()
     assert case["context_length"] == 2048
     assert case["output_tokens"] == 8 * case["requests"]
-    # Half of a character is a token without a chunk; which answers have one depends on their random first words.
-    assert set(case["accounting"].split("+")) <= {"consistent", "several_tokens_per_chunk"}
+    # Half of a character is a token without a chunk, and without text where the answer ends with it; which answers
+    # have one depends on their random first words.
+    assert set(case["accounting"].split("+")) <= {"consistent", "several_tokens_per_chunk", "hidden_tokens"}
     assert counts == [3, 0, 100]
     assert case["decode_tokens_per_s"] > 1
     (told,) = benchfleet.rows(

@@ -107,6 +107,22 @@ def test_each_stratum_has_its_own_baseline() -> None:
     ]  # fmt: skip
 
 
+def test_a_rate_that_is_a_lower_bound_on_one_side_gives_no_verdict() -> None:
+    chunky = {"accounting": "fewer_chunks_than_tokens"}
+    fast, slow = (100.0, 101.0, 99.0, 100.0), (50.0, 51.0, 49.0, 50.0)
+    around = {("decode_tokens_per_s", "c1"): rounds(*fast), ("decode_tokens_per_s", "c2"): rounds(*slow)}
+    here = {"host": "b", "decode_tokens_per_s": 50.0}
+
+    def row(mine: dict[str, Any], theirs: dict[str, Any]) -> Any:
+        cases = [case("c1", **theirs), case("c2", **here, **mine)]
+        return compare(cases, ("host",), "a", ["decode_tokens_per_s"], around).rows[1]
+
+    assert row({}, {}).verdict is Verdict.WORSE
+    assert row(chunky, chunky).verdict is Verdict.WORSE, "bounds of one kind"
+    for one in (row(chunky, {}), row({}, chunky)):
+        assert (one.verdict, "only a bound is known" in one.why) == (Verdict.NOT_COMPARABLE, True)
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
