@@ -71,7 +71,7 @@ class CaseRounds:
         """Like the index, without rounds to keep warm: those must not change what the others send."""
         self._used_at = clock()
         self._given_up = False
-        """Whether a round of an open loop did not send all that was due."""
+        """Whether a counted round of an open loop did not send all that was due."""
         self._unloaded: bool | None = None
         """Whether the runtime has unloaded the model since the last round; None: not asked, or it does not say."""
 
@@ -134,7 +134,7 @@ class CaseRounds:
             command["prefix_seed"] = f"{seed}/{kind}/{index if kind == 'keepwarm' else turn}"
         finished = self._load.round(command, self._session, take)
         self._phase("loaded", "")
-        self._given_up |= bool(finished.get("given_up"))
+        self._given_up |= kind == "counted" and bool(finished.get("given_up"))
         self._used_at = self._clock()
         failed = sum(record.status is Status.FAILED for record in records)
         state = self._states.take()
