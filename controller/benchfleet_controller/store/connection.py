@@ -70,7 +70,7 @@ def opened(path: Path, *, write: bool, wait_s: float) -> Iterator[duckdb.DuckDBP
         with held(path, wait_s=wait_s) as transaction, transaction() as connection:
             yield connection
         return
-    with _ENGINE_LOCK:
+    with _ENGINE_LOCK, _interruptible():
         if not path.exists():
             raise StoreMissing(f"no benchmark database at {path}: run `benchfleet run` first or name it with --db")
         deadline = time.monotonic() + wait_s
@@ -92,7 +92,7 @@ def held(path: Path, *, wait_s: float) -> Iterator[Callable[[], AbstractContextM
     Opening and closing is most of what a small write costs, but nobody else gets at the file meanwhile. As `opened`
     otherwise.
     """
-    with _ENGINE_LOCK:
+    with _ENGINE_LOCK, _interruptible():
         worthless = _is_new(path)
         try:
             with _attached(path, write=True, deadline=time.monotonic() + wait_s) as connection:
@@ -188,6 +188,17 @@ def _attach(path: Path, *, write: bool, deadline: float) -> None:
                     f"{path} is in use by another process: wait for it to end or name another file with --db ({error})"
                 ) from error
             time.sleep(_RETRY_S)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """DuckDB takes a Ctrl-C that comes in the midst of its work for itself; raise what Python would have raised."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from benchfleet_controller.store import (
     schema,
     views,
 )
+from benchfleet_controller.store.connection import opened
 from fakes.events import JobEvents, commit_events, host, ok_request, spec
 
 DOCS = Path(__file__).parents[3] / "docs" / "schema.md"
@@ -217,3 +218,12 @@ def test_a_file_with_other_views_gets_this_programs_when_it_is_opened(tmp_path: 
         connection.execute("DELETE FROM schema_migrations WHERE name LIKE 'views %'")
         connection.execute("INSERT INTO schema_migrations VALUES ('benchfleet', 1, 'views of an older day', now())")
     assert "ttft_p50_s" in store.case_results()[0]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_ctrl_c_that_the_database_took_for_itself_is_ctrl_c(tmp_path: Path, write: bool) -> None:
+    Store(tmp_path / "b.duckdb").mark_released(())
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path / "b.duckdb", write=write, wait_s=0):
+        raise RuntimeError("Query interrupted")  # what DuckDB raises then
+    with pytest.raises(RuntimeError, match="else"), opened(tmp_path / "b.duckdb", write=write, wait_s=0):
+        raise RuntimeError("something else")
