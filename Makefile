@@ -30,7 +30,7 @@ test: .venv/.ready  ## all tests that need no more than a few minutes, on the re
 	$(BIN)/python -m pytest -m "timing and not slow and not live" tests/integration
 
 test-slow: .venv/.ready  ## what takes longer: whole jobs in every variety, faults, TLS, the demo, reports in Chromium
-	$(BIN)/python -m pytest -m "slow and not live" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not live" --numprocesses 3 --dist loadfile
 
 test-faults: .venv/.ready  ## each kind of fault at least once with real processes, by a new seed (hundreds: docs/faults.md)
 	$(BIN)/python -m pytest tests/faults -m "not live"
