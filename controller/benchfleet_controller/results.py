@@ -106,10 +106,9 @@ def _goodput_of(times: RequestTimes | None, limits: Limits, rounds_s: float | No
     In an open loop a user waits from when the request is due, whether it could be sent then or not.
     """
     none = np.empty(0)
-    named = {"ttft_s": none, "tpot_s": none, "e2e_s": none}
-    if times is not None:
-        late = times.lateness_s
-        named = {"ttft_s": times.ttft_s + late, "tpot_s": times.tpot_s, "e2e_s": times.e2e_s + late}
+    named = {name: none if times is None else getattr(times, name) for name in ("ttft_s", "tpot_s", "e2e_s")}
+    late = none if times is None else times.lateness_s
+    named |= {name: named[name] + late for name in ("ttft_s", "e2e_s")}
     counted = goodput(none.astype(np.bool_) if times is None else times.ok, named, limits, rounds_s)
     return {
         "limits": dataclasses.asdict(limits),

@@ -169,22 +169,22 @@ def _sensors(path: Path, hwmon: Path | None, *, within_processor: bool) -> tuple
     busy, memory_busy = _percent(path / "gpu_busy_percent"), _percent(path / "mem_busy_percent")
     if hwmon is None:
         return (busy, memory_busy, *(None,) * 8)
-    energy_uj = number_of(hwmon / "energy1_input")
-    power, average = _watts(hwmon / "power1_input"), _watts(hwmon / "power1_average")
-    own = (power, average, None if energy_uj is None else energy_uj // 1000)
-    # What holds the processors is no power of the device: added to theirs it would count twice.
-    power, average, energy_mj = (None, None, None) if within_processor else own
+    power, average, energy_uj, module = _watts(hwmon / "power1_input"), None, None, None
+    if within_processor:  # what holds the processors is no power of the device: added to theirs it would count twice
+        power, module = None, power
+    else:
+        average, energy_uj = _watts(hwmon / "power1_average"), number_of(hwmon / "energy1_input")
     return (
         busy,
         memory_busy,
         power,
         average,
         _watts(hwmon / "power1_cap", lowest=1),
-        energy_mj,
+        None if energy_uj is None else energy_uj // 1000,
         temperature_of(hwmon / "temp1_input"),
         number_of(hwmon / "freq1_input", lowest=1),
         number_of(hwmon / "freq2_input", lowest=1),
-        own[0] if within_processor else None,
+        module,
     )
 
 

@@ -219,12 +219,11 @@ class EndpointRuntime:
         """Have the server take a model out of memory."""
         self.ask(lambda dialect: dialect.unload(model, UNLOAD_S))
 
-    def endpoint(self, model: Model, ready: Ready, *, remote: bool) -> Endpoint:
-        """Where the load process sends requests for a model that is ready."""
+    def endpoint(self, model: Model, dialect: Dialect, ready: Ready, *, remote: bool) -> Endpoint:
+        """Where the load process sends requests for a model that is ready; ``dialect`` is what it was loaded by."""
         known = self._settings.tokenizers
         tokenizer = known.get(model.variant) or known.get(model.alias) or known.get("*")
         away = is_remote(ready.base_url) or remote
-        dialect = self.dialect()
         tokenize_url = f"{dialect.client.root}{dialect.tokenize_path}" if dialect.tokenize_path else ""
         return Endpoint(ready.base_url, ready.name, self._settings.api_key, away, tokenizer, tokenize_url)
 
@@ -305,14 +304,14 @@ class EndpointSession:
         has loaded is unloaded when it is done), ``load_failed``, ``model_not_found``, ``ep_mismatch``, ….
         """
 
-        def wait(dialect: Dialect) -> Ready:
+        def wait(dialect: Dialect) -> tuple[Dialect, Ready]:
             if dialect is not self._dialect:
                 self._meet(dialect)
-            return _Load(dialect, self._model, timeout_s).wait(self._killed)
+            return dialect, _Load(dialect, self._model, timeout_s).wait(self._killed)
 
-        ready = self._runtime.ask(wait)
+        dialect, ready = self._runtime.ask(wait)
         self._to_unload = ready.loaded_here
-        endpoint = self._runtime.endpoint(self._model, ready, remote=bool(self._owner.forwarder))
+        endpoint = self._runtime.endpoint(self._model, dialect, ready, remote=bool(self._owner.forwarder))
         return Loaded(ready.load_ns, ready.execution_provider, endpoint)
 
     def _meet(self, dialect: Dialect) -> None:

@@ -11,7 +11,7 @@ import pytest
 from benchfleet.failures import Reason, WorkFailed
 from benchfleet_agent.runtimes import Model, Placement
 from benchfleet_agent.runtimes.dialects import Client, Dialect, Ready
-from benchfleet_agent.runtimes.endpoint import EndpointRuntime, EndpointSession, EndpointSettings
+from benchfleet_agent.runtimes.endpoint import DETECTED_S, EndpointRuntime, EndpointSession, EndpointSettings
 
 SOME = Model("m", "m")
 
@@ -88,3 +88,17 @@ def test_where_a_server_counts_texts_goes_with_its_models(monkeypatch: pytest.Mo
     session, dialect = slow_session()
     dialect.let.set()
     assert session.load(10.0).endpoint.tokenize_url == url
+
+
+def test_a_long_load_does_not_have_the_server_asked_again_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, dialect = slow_session()
+    dialect.let.set()
+    load = dialect.load
+
+    def long(model: Model, timeout_s: float) -> Ready:
+        session._runtime._detected -= 10 * DETECTED_S
+        return load(model, timeout_s)
+
+    monkeypatch.setattr(dialect, "load", long)
+    monkeypatch.setattr(session._runtime, "_detect", pytest.fail)
+    assert session.load(10.0).endpoint.model == "m"
